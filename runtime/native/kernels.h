@@ -1,0 +1,126 @@
+// The contract between the step executor and the kernels: one struct of function pointers per CPU level.
+// The scalar level is the specification; every wide level is tested against it (tests/kernels).
+//
+// Batch invariance: the bits of one activation row's result depend on that row and the weights only, never on
+// how many rows are computed together, on the range of weight rows in one call, or on the thread count.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace quantd {
+
+// ---- activations, quantized once per row and used by every matmul that reads the row -------------------------
+
+// The form in which a matmul of some weight type reads its activations.
+enum class ActForm : uint32_t {
+    F32 = 0,  // plain floats (n_in)
+    Q8_32 = 1,  // BlockQ8_32 per 32 elements: Q8_0 weights
+    Q8_256 = 2,  // BlockQ8_256 per 256 elements: k-quants
+};
+
+// 32 activations; value = d * qs[i].
+struct BlockQ8_32 {
+    float d;
+    int32_t sum;    // sum of qs: corrects kernels that make the weights unsigned
+    int8_t qs[32];  // [-127, 127]
+};
+static_assert(sizeof(BlockQ8_32) == 40);
+
+// 256 activations; value = d * qs[i].
+struct BlockQ8_256 {
+    float d;
+    int8_t qs[256];     // [-127, 127]
+    int16_t sums[16];   // sums of 16 qs each: folds block minima and offsets into one dot product
+};
+static_assert(sizeof(BlockQ8_256) == 292);
+
+// Bytes of one activation row of n_in elements in the given form (n_in a multiple of the form's block).
+int64_t act_row_bytes(ActForm form, int64_t n_in);
+
+// ---- matmul --------------------------------------------------------------------------------------------------
+
+// out[r, o] (+)= sum_i weight[o, i] * act[r, i] (+ bias[o])   for r in [0, n_rows), o in [out_begin, out_end)
+struct MatmulArgs {
+    const uint8_t* weight;   // (n_out, n_in) in the GGUF block layout, in the mapped file; any alignment of the type
+    int64_t row_bytes;       // bytes from one weight row to the next
+    int64_t n_in;            // elements of a row, a multiple of the type's block
+    int64_t out_begin;       // half-open range of weight rows
+    int64_t out_end;
+    const uint8_t* act;      // (n_rows, n_in) in the form act_form[type]; rows act_stride bytes apart; 64-byte aligned
+    int64_t act_stride;
+    int64_t n_rows;          // any number >= 1; kernels block it themselves
+    float* out;              // (n_rows, n_out); element (r, o) at out[r * out_stride + o]
+    int64_t out_stride;
+    const float* bias;       // (n_out) or nullptr
+    bool accumulate;         // true: add to what out holds (residual); false: store
+    float* scratch;          // (n_in) floats of this thread, for the generic path
+};
+using MatmulFn = void (*)(const MatmulArgs& args);
+
+// ---- attention over KV pages ---------------------------------------------------------------------------------
+
+enum class KvType : uint32_t { F16 = 0, Q8_0 = 1 };
+
+// Bytes of one cached key or value vector (head_dim elements; a multiple of 32 for Q8_0).
+int64_t kv_row_bytes(KvType type, int64_t head_dim);
+
+// One query row against one KV head: all query heads of the group share the loaded keys and values.
+// out[g] = softmax(scale * q[g] . K^T) V  over positions [0, n_positions).
+struct AttentionArgs {
+    const float* q;               // (group, head_dim)
+    int64_t group;                // query heads per KV head
+    int64_t head_dim;
+    const uint8_t* const* k_pages;  // page i holds keys   (page_tokens, head_dim) of this layer and KV head
+    const uint8_t* const* v_pages;  // page i holds values (page_tokens, head_dim)
+    int64_t page_tokens;
+    int64_t n_positions;          // >= 1
+    KvType kv_type;
+    float scale;
+    float* scratch;               // attention_scratch_floats(group, head_dim, page_tokens) floats of this thread
+    float* out;                   // (group, head_dim)
+};
+using AttentionFn = void (*)(const AttentionArgs& args);
+int64_t attention_scratch_floats(int64_t group, int64_t head_dim, int64_t page_tokens);
+
+// ---- the table -----------------------------------------------------------------------------------------------
+
+struct Kernels {
+    const char* level;  // "scalar", "avx2", "avx512vnni"
+
+    // Expands n elements (a multiple of the block) of one weight row to floats.  nullptr: type not a weight type.
+    void (*dequantize_row[kMaxTypes])(const uint8_t* row, float* out, int64_t n);
+
+    // How matmul[type] reads its activations, and the matmul itself.
+    ActForm act_form[kMaxTypes];
+    MatmulFn matmul[kMaxTypes];
+
+    // x (n) floats to blocks; n a multiple of the block.  Non-finite input gives d = NaN so that it stays visible.
+    void (*quantize_q8_32)(const float* x, BlockQ8_32* out, int64_t n);
+    void (*quantize_q8_256)(const float* x, BlockQ8_256* out, int64_t n);
+
+    // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; out may be x.
+    void (*rms_norm)(const float* x, const float* weight, float* out, int64_t n, float eps);
+
+    // Rotates pairs of x (head_dim) in place by the angles whose cos/sin are given, (n_rot / 2) each.
+    // interleaved: pairs (2i, 2i+1), GGUF arch llama;  otherwise pairs (i, i + n_rot/2), qwen2 and qwen3.
+    void (*rope)(float* x, const float* cos, const float* sin, int64_t n_rot, bool interleaved);
+
+    // out[i] = silu(gate[i]) * up[i]; out may be gate.
+    void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+
+    // One key or value vector (head_dim floats) to its cached form.
+    void (*store_kv)(const float* x, uint8_t* out, int64_t head_dim, KvType type);
+
+    AttentionFn attention;
+};
+
+// The best level of this CPU, or the one that QUANTD_CPU_LEVEL names.  Throws std::invalid_argument on a name
+// that is unknown or that this CPU lacks.
+const Kernels& kernels_for(const char* level_or_null);
+
+// Names of the levels that this CPU can run, narrowest first; terminated by nullptr.
+const char* const* available_levels();
+
+}  // namespace quantd
