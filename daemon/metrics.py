@@ -1,0 +1,303 @@
+"""Prometheus metrics of the daemon.
+
+Counters and histograms are fed by the services, a few times in a request.  Gauges are read when somebody scrapes:
+one collector asks for a `Snapshot` and turns it into samples, so an idle daemon does no work for its metrics.
+
+Where vLLM has a name for a thing, that name is used (`vllm:...`, labels `model_name` and `engine`), so that dashboards
+made for vLLM show quantd too.  What no peer reports (memory, live rates, rejections) is called `quantd_...`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_LABELS = ("model_name", "engine")
+
+# Bucket bounds in seconds, the same as vLLM's so that its dashboards fit.
+_TTFT_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
+_ITL_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+)
+_REQUEST_S = (
+    0.05,
+    0.1,
+    0.3,
+    0.5,
+    0.8,
+    1,
+    1.5,
+    2,
+    2.5,
+    5,
+    10,
+    15,
+    20,
+    30,
+    40,
+    50,
+    60,
+    120,
+    240,
+    480,
+    960,
+    1920,
+    7680,
+)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+
+# Reasons are words of our own error table; anything else would let a client make new time series.
+_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the gauges show, read at the time of a scrape.  All zero while no model is loaded."""
+
+    model_name: str = ""
+    requests_running: int = 0
+    requests_waiting: int = 0
+    pages_total: int = 0  # KV pages of the arena
+    pages_used: int = 0  # pages that hold keys and values now
+    pages_reserved: int = 0  # pages promised to admitted sessions, used ones included
+    page_bytes: int = 0
+    prompt_tokens_per_s: float = 0.0  # live, over the last seconds
+    generation_tokens_per_s: float = 0.0
+    model_mapped_bytes: int = 0  # size of the mapped model file(s)
+    model_resident_bytes: int = 0  # the part of it that is in memory
+    memory_budget_bytes: int = 0  # the memory plan's total
+    memory_available_bytes: int = 0  # what the machine or the control group has left
+
+
+class Metrics:
+    """All metrics of one daemon, in a registry of its own."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], *, process_metrics: bool = True) -> None:
+        """`snapshot` is called at every scrape, from the thread that renders."""
+        self.registry = CollectorRegistry()
+        if process_metrics:
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+        self.registry.register(_GaugeCollector(snapshot))
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = _LABELS) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, _LABELS, buckets=buckets, registry=self.registry)
+
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens computed.")
+        self._generation_tokens = counter("vllm:generation_tokens", "Tokens generated.")
+        self._success = counter(
+            "vllm:request_success", "Requests that ended, by reason.", (*_LABELS, "finished_reason")
+        )
+        self._rejected = counter("quantd_requests_rejected", "Requests refused before any work.", ("reason",))
+        self._failed = counter(
+            "quantd_requests_failed", "Accepted requests that ended with an error.", ("reason",)
+        )
+        self._ttft = histogram(
+            "vllm:time_to_first_token_seconds", "From acceptance to the first token.", _TTFT_S
+        )
+        self._itl = histogram("vllm:inter_token_latency_seconds", "Between two tokens of a stream.", _ITL_S)
+        self._e2e = histogram(
+            "vllm:e2e_request_latency_seconds", "From acceptance to the last token.", _REQUEST_S
+        )
+        self._queue = histogram("vllm:request_queue_time_seconds", "Waiting for a session.", _REQUEST_S)
+        self._prefill = histogram(
+            "vllm:request_prefill_time_seconds", "From admission to the first token.", _REQUEST_S
+        )
+        self._decode = histogram(
+            "vllm:request_decode_time_seconds", "From the first token to the last.", _REQUEST_S
+        )
+        self._request_prompt = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self._request_generated = histogram(
+            "vllm:request_generation_tokens", "Tokens generated for a request.", _TOKENS
+        )
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """The first token of a request came `seconds` after it was accepted."""
+        self._ttft.labels(model, "0").observe(seconds)
+
+    def inter_token(self, model: str, seconds: float) -> None:
+        """A further token came `seconds` after the one before."""
+        self._itl.labels(model, "0").observe(seconds)
+
+    def finished(
+        self,
+        model: str,
+        reason: str,
+        *,
+        prompt_tokens: int,
+        generated_tokens: int,
+        queue_s: float,
+        prefill_s: float,
+        decode_s: float,
+    ) -> None:
+        """An accepted request ended: `reason` is "stop", "length", "cancelled", "deadline" or "failed"."""
+        labels = (model, "0")
+        self._success.labels(*labels, reason).inc()
+        self._prompt_tokens.labels(*labels).inc(prompt_tokens)
+        self._generation_tokens.labels(*labels).inc(generated_tokens)
+        self._queue.labels(*labels).observe(queue_s)
+        self._prefill.labels(*labels).observe(prefill_s)
+        self._decode.labels(*labels).observe(decode_s)
+        self._e2e.labels(*labels).observe(queue_s + prefill_s + decode_s)
+        self._request_prompt.labels(*labels).observe(prompt_tokens)
+        self._request_generated.labels(*labels).observe(generated_tokens)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused before any work; `reason` is the UPPER_SNAKE word of the error table."""
+        self._rejected.labels(_known_reason(reason)).inc()
+
+    def failed(self, reason: str) -> None:
+        """An accepted request ended with an error."""
+        self._failed.labels(_known_reason(reason)).inc()
+
+    def render(self) -> bytes:
+        """The text exposition format; `CONTENT_TYPE` goes with it."""
+        return generate_latest(self.registry)
+
+
+def _known_reason(reason: str) -> str:
+    return reason if _REASON.fullmatch(reason) else "OTHER"
+
+
+class _GaugeCollector(Collector):
+    """Reads one snapshot at a scrape."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing up front: the registry must not scrape while it registers."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._snapshot()
+        labels = (state.model_name, "0")
+
+        def gauge(
+            name: str,
+            text: str,
+            value: float,
+            names: tuple[str, ...] = _LABELS,
+            values: tuple[str, ...] = labels,
+        ) -> Metric:
+            family = GaugeMetricFamily(name, text, labels=names)
+            family.add_metric(values, value)
+            return family
+
+        yield gauge("vllm:num_requests_running", "Requests that hold a session.", state.requests_running)
+        yield gauge("vllm:num_requests_waiting", "Requests that wait for a session.", state.requests_waiting)
+        used_share = state.pages_used / state.pages_total if state.pages_total else 0.0
+        yield gauge("vllm:kv_cache_usage_perc", "Share of the KV arena in use, 0 to 1.", used_share)
+
+        rates = GaugeMetricFamily(
+            "quantd_tokens_per_second",
+            "Tokens per second over the last seconds.",
+            labels=("model_name", "kind"),
+        )
+        rates.add_metric((state.model_name, "prompt"), state.prompt_tokens_per_s)
+        rates.add_metric((state.model_name, "generation"), state.generation_tokens_per_s)
+        yield rates
+
+        arena = GaugeMetricFamily(
+            "quantd_kv_cache_bytes",
+            "Bytes of the KV arena: used, reserved but not used yet, free.",
+            labels=("state",),
+        )
+        arena.add_metric(("used",), state.pages_used * state.page_bytes)
+        arena.add_metric(("reserved",), max(0, state.pages_reserved - state.pages_used) * state.page_bytes)
+        arena.add_metric(
+            ("free",),
+            max(0, state.pages_total - max(state.pages_reserved, state.pages_used)) * state.page_bytes,
+        )
+        yield arena
+
+        def plain(name: str, text: str, value: float) -> Metric:
+            return GaugeMetricFamily(name, text, value=value)
+
+        yield plain(
+            "quantd_kv_cache_budget_bytes", "Bytes of the KV arena.", state.pages_total * state.page_bytes
+        )
+        yield plain("quantd_model_mapped_bytes", "Bytes of the mapped model file.", state.model_mapped_bytes)
+        yield plain(
+            "quantd_model_resident_bytes",
+            "Bytes of the model that are in memory.",
+            state.model_resident_bytes,
+        )
+        yield plain(
+            "quantd_memory_budget_bytes",
+            "Bytes that the memory plan counts in all.",
+            state.memory_budget_bytes,
+        )
+        yield plain(
+            "quantd_memory_available_bytes", "Bytes that the machine has left.", state.memory_available_bytes
+        )
+        yield plain(
+            "quantd_process_anonymous_bytes", "Anonymous memory of the process (RssAnon).", anonymous_bytes()
+        )
+
+
+def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """RssAnon of this process in bytes: what cannot be dropped and read again; 0 where the kernel hides it."""
+    try:
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
