@@ -2,25 +2,78 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Listeners of `make run`, for a machine where the default ports are taken.
+HTTP   ?= 127.0.0.1:11434
+GRPC   ?= 127.0.0.1:50051
+# What `make bench` measures; see ops/bench/README.md.
+BENCH  ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
+
 .DEFAULT_GOAL := help
+.PHONY: help run test check fix proto native test-native test-python bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 
-native: ## build runtime/_native in place (for work on the native core without an install)
-	cmake -S runtime/native -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=$(CURDIR) \
-	  $(NATIVE_FLAGS) > build-native.log 2>&1 || { cat build-native.log; rm -f build-native.log; exit 1; }
-	@rm -f build-native.log
-	cmake --build build/native && cmake --install build/native > /dev/null
+# The virtual environment; rebuilt when a dependency or the native core changes.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "quantd needs Python 3.11 or later; say which with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian, apt install python3-venv"; exit 1; }
 
-.PHONY: help native
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml $(NATIVE)
+	@command -v c++ > /dev/null || { echo "no C++ compiler: on Debian, apt install g++ make"; exit 1; }
+	@echo "setting up $(VENV): dependencies and the native core (1 to 3 minutes the first time)"
+	$(BIN)/pip install --quiet --editable '.[client]'
+	@touch $@
 
-proto: ## regenerate proto/gen from proto/quantd
-	rm -rf proto/gen/quantd && mkdir -p proto/gen/quantd
-	cd proto && $(PROTO_PYTHON) -m grpc_tools.protoc -I. --python_out=gen --grpc_python_out=gen \
-	  --mypy_out=gen --mypy_grpc_out=gen quantd/v1/*.proto
-	find proto/gen/quantd -type d -exec touch {}/__init__.py \;
-PROTO_PYTHON ?= $(CURDIR)/$(BIN)/python
-.PHONY: proto
+$(VENV)/.dev: $(VENV)/.run
+	@echo "setting up $(VENV): development tools"
+	$(BIN)/pip install --quiet --editable '.[client,dev]'
+	@touch $@
+
+run: $(VENV)/.run ## set up, quantize the demo model, serve it, ask it one question, keep serving
+	$(BIN)/python ops/demo/first_run.py --http $(HTTP) --grpc $(GRPC)
+
+test: check test-native test-python ## run every check and every test
+
+test-python: $(VENV)/.dev ## run the Python tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+test-native: ## run the native tests under the address and undefined-behaviour sanitizers
+	cmake -S runtime/native -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DQUANTD_PYTHON=OFF -DQUANTD_TESTS=ON \
+	  -DQUANTD_SANITIZE=address,undefined > /dev/null
+	cmake --build build/sanitize --parallel 2 > build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	ctest --test-dir build/sanitize --output-on-failure
+
+check: $(VENV)/.dev ## linters, types, layers, generated code, formats
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(BIN)/python proto/generate.py --check
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+fix: $(VENV)/.dev ## apply the formatters
+	$(BIN)/ruff check --fix --quiet || true
+	$(BIN)/ruff format --quiet
+	cd proto && ../$(BIN)/buf format --write
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+proto: $(VENV)/.dev ## regenerate proto/gen from proto/quantd
+	$(BIN)/python proto/generate.py
+
+native: ## build runtime/_native in place, for work on the native core without an install
+	cmake -S runtime/native -B build/native -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=$(CURDIR) > /dev/null
+	cmake --build build/native --parallel 2 && cmake --install build/native > /dev/null
+
+bench: $(VENV)/.dev ## measure against llama.cpp, interleaved (see ops/bench/README.md)
+	$(BIN)/pip install --quiet '.[bench]'
+	$(BIN)/python ops/bench/run.py $(BENCH)
+
+clean: ## remove everything that was built
+	rm -rf build $(VENV) out runtime/_native*.so

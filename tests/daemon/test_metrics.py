@@ -17,12 +17,20 @@ def test_requests_are_counted_under_the_names_that_vllm_dashboards_use():
     metrics = Metrics(Snapshot, process_metrics=False)
     metrics.first_token("demo", 0.05)
     metrics.inter_token("demo", 0.01)
-    metrics.finished("demo", "stop", prompt_tokens=7, generated_tokens=3, queue_s=0.1, prefill_s=0.2, decode_s=0.3)
+    metrics.finished(
+        "demo", "stop", prompt_tokens=7, generated_tokens=3, queue_s=0.1, prefill_s=0.2, decode_s=0.3
+    )
     seen = samples(metrics)
     labels = (("engine", "0"), ("model_name", "demo"))
     assert seen["vllm:prompt_tokens_total", labels] == 7
     assert seen["vllm:generation_tokens_total", labels] == 3
-    assert seen["vllm:request_success_total", (("engine", "0"), ("finished_reason", "stop"), ("model_name", "demo"))] == 1
+    assert (
+        seen[
+            "vllm:request_success_total",
+            (("engine", "0"), ("finished_reason", "stop"), ("model_name", "demo")),
+        ]
+        == 1
+    )
     assert seen["vllm:time_to_first_token_seconds_count", labels] == 1
     assert seen["vllm:inter_token_latency_seconds_sum", labels] == 0.01
     assert abs(seen["vllm:e2e_request_latency_seconds_sum", labels] - 0.6) < 1e-9
