@@ -15,28 +15,32 @@ namespace quantd {
 
 // The form in which a matmul of some weight type reads its activations.
 enum class ActForm : uint32_t {
-    F32 = 0,  // plain floats (n_in)
-    Q8_32 = 1,  // BlockQ8_32 per 32 elements: Q8_0 weights
+    F32 = 0,     // plain floats (n_in)
+    Q8_32 = 1,   // int8 with one scale per 32 elements: Q8_0 weights
     Q8_256 = 2,  // BlockQ8_256 per 256 elements: k-quants
 };
 
-// 32 activations; value = d * qs[i].
-struct BlockQ8_32 {
-    float d;
-    int32_t sum;    // sum of qs: corrects kernels that make the weights unsigned
-    int8_t qs[32];  // [-127, 127]
-};
-static_assert(sizeof(BlockQ8_32) == 40);
-
-// 256 activations; value = d * qs[i].
+// One activation row is quantized as a whole, 64-byte aligned, act_row_bytes long; rows follow one another at a
+// stride that is a multiple of 64.  Layouts are the same at every level, and so are their bits.
+//
+// Q8_32, in this order, nothing between:
+//     int8_t  qs[n_in]         value = d[i / 32] * qs[i], qs in [-127, 127]
+//     float   d[n_in / 32]
+//     float   sums[n_in / 32]  sum of the 32 qs: corrects kernels that make the weights unsigned
+//
+// Q8_256: n_in / 256 of the block below.  Inside a block the eight groups of 32 elements are stored in the order
+// kGroupOrder, so that 64 packed bytes of a k-quant (low nibbles, then high nibbles) meet 64 consecutive qs.
+constexpr int kGroupOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 struct BlockQ8_256 {
+    int8_t qs[256];    // [-127, 127]; groups of 32 in the order kGroupOrder; value = d * qs
+    int16_t sums[16];  // sums of 16 elements each, in natural order: fold block minima and offsets
     float d;
-    int8_t qs[256];     // [-127, 127]
-    int16_t sums[16];   // sums of 16 qs each: folds block minima and offsets into one dot product
+    uint8_t unused[28];  // keeps every block on a cache line
 };
-static_assert(sizeof(BlockQ8_256) == 292);
+static_assert(sizeof(BlockQ8_256) == 320);
 
-// Bytes of one activation row of n_in elements in the given form (n_in a multiple of the form's block).
+// Bytes of one activation row of n_in elements in the given form (n_in a multiple of the form's block), rounded
+// up to a multiple of 64.
 int64_t act_row_bytes(ActForm form, int64_t n_in);
 
 // ---- matmul --------------------------------------------------------------------------------------------------
@@ -48,7 +52,7 @@ struct MatmulArgs {
     int64_t n_in;            // elements of a row, a multiple of the type's block
     int64_t out_begin;       // half-open range of weight rows
     int64_t out_end;
-    const uint8_t* act;      // (n_rows, n_in) in the form act_form[type]; rows act_stride bytes apart; 64-byte aligned
+    const uint8_t* act;      // (n_rows, n_in) in the form act_form[type]; rows act_stride bytes apart, both multiples of 64
     int64_t act_stride;
     int64_t n_rows;          // any number >= 1; kernels block it themselves
     float* out;              // (n_rows, n_out); element (r, o) at out[r * out_stride + o]
@@ -96,9 +100,10 @@ struct Kernels {
     ActForm act_form[kMaxTypes];
     MatmulFn matmul[kMaxTypes];
 
-    // x (n) floats to blocks; n a multiple of the block.  Non-finite input gives d = NaN so that it stays visible.
-    void (*quantize_q8_32)(const float* x, BlockQ8_32* out, int64_t n);
-    void (*quantize_q8_256)(const float* x, BlockQ8_256* out, int64_t n);
+    // One whole activation row x (n) to its quantized form at out (act_row_bytes(form, n) bytes, 64-byte aligned);
+    // n a multiple of the form's block.  Non-finite input gives d = NaN in its block so that it stays visible.
+    void (*quantize_q8_32)(const float* x, uint8_t* out, int64_t n);
+    void (*quantize_q8_256)(const float* x, uint8_t* out, int64_t n);
 
     // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; out may be x.
     void (*rms_norm)(const float* x, const float* weight, float* out, int64_t n, float eps);
