@@ -72,7 +72,7 @@ native: ## build runtime/_native in place, for work on the native core without a
 	cmake --build build/native --parallel 2 && cmake --install build/native > /dev/null
 
 bench: $(VENV)/.dev ## measure against llama.cpp, interleaved (see ops/bench/README.md)
-	$(BIN)/pip install --quiet '.[bench]'
+	$(BIN)/pip install --quiet --editable ".[client,dev,bench]"
 	$(BIN)/python ops/bench/run.py $(BENCH)
 
 clean: ## remove everything that was built
