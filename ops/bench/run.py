@@ -12,7 +12,7 @@ llama.cpp comes from the wheel `xllamacpp` and runs in both of its modes, with a
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -195,7 +195,7 @@ def main() -> int:
     print(
         f"\n{model.name}, {model.stat().st_size / 2**20:.0f} MiB; {cpu_name()}, {arguments.threads} threads; "
     )
-    print(f"{datetime.date.today()}; {arguments.rounds} interleaved rounds, medians\n")
+    print(f"{dt.date.today()}; {arguments.rounds} interleaved rounds, medians\n")
     print_table(table)
     print(f"\nprocess start to ready: {spread(ready for ready, _ in starts)}")
     print(f"process start to first token: {spread(first for _, first in starts)}")
