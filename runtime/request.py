@@ -1,0 +1,122 @@
+"""Requests, their states, and the events that answer them.
+
+Rules:
+1. Everything that changes a request's state is a transition of the table below, taken by `Sequence.move`.
+2. A request that was accepted ends with exactly one FinishEvent, and nothing comes after it.
+
+    WAITING  --admit-->    RUNNING     a session and pages for its worst case are reserved
+    RUNNING  --advance-->  RUNNING     a step computed some of its tokens
+    RUNNING  --stop, length-->  DONE   the model ended it, or its token limit did
+    WAITING or RUNNING  --cancelled, deadline, failed-->  DONE
+
+There are no phases for prompt and answer: a sequence has tokens that are known (prompt and sampled) and tokens that are
+computed, and it wants the second to catch up with the first.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from runtime.sampling import SamplingParams
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended."""
+
+    STOP = "stop"  # the model sampled a stop token
+    LENGTH = "length"  # max_tokens or the context is used up
+    CANCELLED = "cancelled"  # the caller went away or asked for it
+    DEADLINE = "deadline"  # the request's deadline passed
+    FAILED = "failed"  # FinishEvent.error says why
+
+
+class Move(enum.Enum):
+    """What can happen to a request that does not end it."""
+
+    ADMIT = "admit"
+    ADVANCE = "advance"
+
+
+class State(enum.Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+Trigger = Move | FinishReason
+
+TRANSITIONS: dict[State, dict[Trigger, State]] = {
+    State.WAITING: {
+        Move.ADMIT: State.RUNNING,
+        FinishReason.CANCELLED: State.DONE,
+        FinishReason.DEADLINE: State.DONE,
+        FinishReason.FAILED: State.DONE,
+    },
+    State.RUNNING: {
+        Move.ADVANCE: State.RUNNING,
+        FinishReason.STOP: State.DONE,
+        FinishReason.LENGTH: State.DONE,
+        FinishReason.CANCELLED: State.DONE,
+        FinishReason.DEADLINE: State.DONE,
+        FinishReason.FAILED: State.DONE,
+    },
+    State.DONE: {},
+}
+
+
+# Words of FinishEvent.error.
+ERROR_NON_FINITE_LOGITS = "non_finite_logits"  # the model gave NaN or infinity for this request
+ERROR_NO_TOKEN = "no_token"  # noqa: S105  the sampler could not choose (every token was ruled out)
+ERROR_ENGINE_FAILED = "engine_failed"  # a step broke; the engine takes no more requests
+ERROR_ENGINE_STOPPED = "engine_stopped"  # the engine was stopped before the request ended
+ERROR_MODEL_FILE_CHANGED = "model_file_changed"  # the mapped weights changed or could not be read
+
+
+def next_state(state: State, trigger: Trigger) -> State:
+    """The state after `trigger`; a transition that is not in the table is our own mistake (RuntimeError)."""
+    try:
+        return TRANSITIONS[state][trigger]
+    except KeyError:
+        raise RuntimeError(f"a {state.value} request cannot take {trigger.value!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to continue.  Immutable; the engine checks it when it is submitted."""
+
+    id: str  # unique among the requests that have not ended
+    prompt_ids: tuple[int, ...] | list[int]  # at least one token
+    max_tokens: int  # tokens to generate at most, at least 1
+    sampling: SamplingParams = SamplingParams()  # noqa: RUF009  frozen
+    stop_token_ids: frozenset[int] = frozenset()  # tokens that end the answer; empty: only max_tokens does
+    deadline: float | None = None  # time.monotonic() seconds; None: no deadline
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token.  The stop token that ends an answer is counted but not reported."""
+
+    request_id: str
+    token_id: int
+    logprob: float | None  # of the raw logits; None unless the request asked for log-probabilities
+    top: tuple[tuple[int, float], ...]  # (token id, log-probability), best first
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """The last event of a request."""
+
+    request_id: str
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int  # sampled tokens, the stop token included
+    queue_ms: float  # from submission to a session
+    prefill_ms: float  # from there to the first token
+    decode_ms: float  # from there to the end
+    error: str | None  # one of the ERROR_ words when the reason is FAILED
+
+
+Event = TokenEvent | FinishEvent

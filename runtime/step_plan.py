@@ -1,0 +1,63 @@
+"""What one native step is asked to do, and what it answers.
+
+A step is a ragged batch of rows.  A row is one token position of one sequence; the rows of a sequence are
+neighbours and their positions follow each other.  Nothing here says "prefill" or "decode": a sequence brings as many
+rows as are scheduled for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
+
+MAX_TOP_LOGPROBS = 20
+"""Width of `StepResult.top_ids`: alternatives that a step can report for one token."""
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step over `n_seqs` sequences and `n_rows` rows, as flat arrays for the native call.
+
+    The scheduler fills arrays that it allocated once, and these are views of them: they are valid until the next step
+    is scheduled.
+    """
+
+    tokens: Int32Array  # (n_rows,) token id of each row
+    positions: Int32Array  # (n_rows,) position of the row in its sequence, from 0
+    seq_starts: Int32Array  # (n_seqs + 1,) rows of sequence i are [seq_starts[i], seq_starts[i + 1])
+    page_starts: Int32Array  # (n_seqs + 1,) pages of sequence i are pages[page_starts[i]:page_starts[i + 1]]
+    pages: Int32Array  # (sum of pages,) page ids of each sequence in order of position
+    out_rows: Int32Array  # (n_out,) rows whose logits are wanted, ascending
+    samplers: list[Any]  # (n_out,) runtime._native.Sampler, or None: do not sample this row
+    targets: Int32Array  # (n_out,) token id whose log-probability is wanted, or -1
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_seqs(self) -> int:
+        return len(self.seq_starts) - 1
+
+    @property
+    def n_out(self) -> int:
+        return len(self.out_rows)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What the step found for each wanted row.  Log-probabilities are of the raw logits, before any sampling rule."""
+
+    token_ids: Int32Array  # (n_out,) sampled token, -1 where no sampler was given
+    logprobs: Float32Array  # (n_out,) log-probability of the sampled token
+    target_logprobs: Float32Array  # (n_out,) log-probability of the target
+    top_ids: Int32Array  # (n_out, MAX_TOP_LOGPROBS) most likely tokens, best first, padded with -1
+    top_logprobs: Float32Array  # (n_out, MAX_TOP_LOGPROBS)
+    finite: UInt8Array  # (n_out,) 0: this row's logits held a NaN or an infinity
