@@ -11,7 +11,8 @@
 
 namespace quantd {
 
-// ---- activations, quantized once per row and used by every matmul that reads the row -------------------------
+// ---- activations, quantized once per row and used by every matmul that reads the row
+// -------------------------
 
 // The form in which a matmul of some weight type reads its activations.
 enum class ActForm : uint32_t {
@@ -20,16 +21,17 @@ enum class ActForm : uint32_t {
     Q8_256 = 2,  // BlockQ8_256 per 256 elements: k-quants
 };
 
-// One activation row is quantized as a whole, 64-byte aligned, act_row_bytes long; rows follow one another at a
-// stride that is a multiple of 64.  Layouts are the same at every level, and so are their bits.
+// One activation row is quantized as a whole, 64-byte aligned, act_row_bytes long; rows follow one another at
+// a stride that is a multiple of 64.  Layouts are the same at every level, and so are their bits.
 //
 // Q8_32, in this order, nothing between:
 //     int8_t  qs[n_in]         value = d[i / 32] * qs[i], qs in [-127, 127]
 //     float   d[n_in / 32]
 //     float   sums[n_in / 32]  sum of the 32 qs: corrects kernels that make the weights unsigned
 //
-// Q8_256: n_in / 256 of the block below.  Inside a block the eight groups of 32 elements are stored in the order
-// kGroupOrder, so that 64 packed bytes of a k-quant (low nibbles, then high nibbles) meet 64 consecutive qs.
+// Q8_256: n_in / 256 of the block below.  Inside a block the eight groups of 32 elements are stored in the
+// order kGroupOrder, so that 64 packed bytes of a k-quant (low nibbles, then high nibbles) meet 64
+// consecutive qs.
 constexpr int kGroupOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
 struct BlockQ8_256 {
     int8_t qs[256];    // [-127, 127]; groups of 32 in the order kGroupOrder; value = d * qs
@@ -39,31 +41,35 @@ struct BlockQ8_256 {
 };
 static_assert(sizeof(BlockQ8_256) == 320);
 
-// Bytes of one activation row of n_in elements in the given form (n_in a multiple of the form's block), rounded
-// up to a multiple of 64.
+// Bytes of one activation row of n_in elements in the given form (n_in a multiple of the form's block),
+// rounded up to a multiple of 64.
 int64_t act_row_bytes(ActForm form, int64_t n_in);
 
-// ---- matmul --------------------------------------------------------------------------------------------------
+// ---- matmul
+// --------------------------------------------------------------------------------------------------
 
 // out[r, o] (+)= sum_i weight[o, i] * act[r, i] (+ bias[o])   for r in [0, n_rows), o in [out_begin, out_end)
 struct MatmulArgs {
-    const uint8_t* weight;   // (n_out, n_in) in the GGUF block layout, in the mapped file; any alignment of the type
-    int64_t row_bytes;       // bytes from one weight row to the next
-    int64_t n_in;            // elements of a row, a multiple of the type's block
-    int64_t out_begin;       // half-open range of weight rows
+    const uint8_t*
+        weight;  // (n_out, n_in) in the GGUF block layout, in the mapped file; any alignment of the type
+    int64_t row_bytes;  // bytes from one weight row to the next
+    int64_t n_in;       // elements of a row, a multiple of the type's block
+    int64_t out_begin;  // half-open range of weight rows
     int64_t out_end;
-    const uint8_t* act;      // (n_rows, n_in) in the form act_form[type]; rows act_stride bytes apart, both multiples of 64
+    const uint8_t*
+        act;  // (n_rows, n_in) in the form act_form[type]; rows act_stride bytes apart, both multiples of 64
     int64_t act_stride;
-    int64_t n_rows;          // any number >= 1; kernels block it themselves
-    float* out;              // (n_rows, n_out); element (r, o) at out[r * out_stride + o]
+    int64_t n_rows;  // any number >= 1; kernels block it themselves
+    float* out;      // (n_rows, n_out); element (r, o) at out[r * out_stride + o]
     int64_t out_stride;
-    const float* bias;       // (n_out) or nullptr
-    bool accumulate;         // true: add to what out holds (residual); false: store
-    float* scratch;          // (n_in) floats of this thread, for the generic path
+    const float* bias;  // (n_out) or nullptr
+    bool accumulate;    // true: add to what out holds (residual); false: store
+    float* scratch;     // (n_in) floats of this thread, for the generic path
 };
 using MatmulFn = void (*)(const MatmulArgs& args);
 
-// ---- attention over KV pages ---------------------------------------------------------------------------------
+// ---- attention over KV pages
+// ---------------------------------------------------------------------------------
 
 enum class KvType : uint32_t { F16 = 0, Q8_0 = 1 };
 
@@ -73,35 +79,38 @@ int64_t kv_row_bytes(KvType type, int64_t head_dim);
 // One query row against one KV head: all query heads of the group share the loaded keys and values.
 // out[g] = softmax(scale * q[g] . K^T) V  over positions [0, n_positions).
 struct AttentionArgs {
-    const float* q;               // (group, head_dim)
-    int64_t group;                // query heads per KV head
+    const float* q;  // (group, head_dim)
+    int64_t group;   // query heads per KV head
     int64_t head_dim;
     const uint8_t* const* k_pages;  // page i holds keys   (page_tokens, head_dim) of this layer and KV head
     const uint8_t* const* v_pages;  // page i holds values (page_tokens, head_dim)
     int64_t page_tokens;
-    int64_t n_positions;          // >= 1
+    int64_t n_positions;  // >= 1
     KvType kv_type;
     float scale;
-    float* scratch;               // attention_scratch_floats(group, head_dim, page_tokens) floats of this thread
-    float* out;                   // (group, head_dim)
+    float* scratch;  // attention_scratch_floats(group, head_dim, page_tokens) floats of this thread
+    float* out;      // (group, head_dim)
 };
 using AttentionFn = void (*)(const AttentionArgs& args);
 int64_t attention_scratch_floats(int64_t group, int64_t head_dim, int64_t page_tokens);
 
-// ---- the table -----------------------------------------------------------------------------------------------
+// ---- the table
+// -----------------------------------------------------------------------------------------------
 
 struct Kernels {
     const char* level;  // "scalar", "avx2", "avx512vnni"
 
-    // Expands n elements (a multiple of the block) of one weight row to floats.  nullptr: type not a weight type.
+    // Expands n elements (a multiple of the block) of one weight row to floats.  nullptr: type not a weight
+    // type.
     void (*dequantize_row[kMaxTypes])(const uint8_t* row, float* out, int64_t n);
 
     // How matmul[type] reads its activations, and the matmul itself.
     ActForm act_form[kMaxTypes];
     MatmulFn matmul[kMaxTypes];
 
-    // One whole activation row x (n) to its quantized form at out (act_row_bytes(form, n) bytes, 64-byte aligned);
-    // n a multiple of the form's block.  Non-finite input gives d = NaN in its block so that it stays visible.
+    // One whole activation row x (n) to its quantized form at out (act_row_bytes(form, n) bytes, 64-byte
+    // aligned); n a multiple of the form's block.  Non-finite input gives d = NaN in its block so that it
+    // stays visible.
     void (*quantize_q8_32)(const float* x, uint8_t* out, int64_t n);
     void (*quantize_q8_256)(const float* x, uint8_t* out, int64_t n);
 

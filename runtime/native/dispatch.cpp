@@ -1,0 +1,84 @@
+// Assembles the table of kernels of each CPU level and picks one.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "blocks.h"
+#include "kernels.h"
+#include "kernels/levels.h"
+
+namespace quantd {
+namespace {
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+Kernels scalar_table() {
+    Kernels table{};
+    table.level = "scalar";
+    scalar::add_dequantize(table);
+    scalar::add_matmul(table);
+    scalar::add_activation(table);
+    scalar::add_elementwise(table);
+    scalar::add_rope(table);
+    scalar::add_attention(table);
+    return table;
+}
+
+struct Levels {
+    Kernels tables[3];
+    const char* names[4] = {};  // narrowest first, terminated by nullptr
+    int count = 0;
+
+    void add(const Kernels& table) {
+        tables[count] = table;
+        names[count++] = table.level;
+    }
+
+    Levels() { add(scalar_table()); }
+};
+
+const Levels& levels() {
+    static const Levels instance;
+    return instance;
+}
+
+}  // namespace
+
+int64_t act_row_bytes(ActForm form, int64_t n_in) {
+    switch (form) {
+        case ActForm::Q8_32:
+            return round_up(n_in + n_in / kQ32 * 8, 64);
+        case ActForm::Q8_256:
+            return n_in / kQ256 * int64_t(sizeof(BlockQ8_256));
+        case ActForm::F32:
+            break;
+    }
+    return round_up(n_in * 4, 64);
+}
+
+int64_t kv_row_bytes(KvType type, int64_t head_dim) {
+    return type == KvType::F16 ? head_dim * 2 : head_dim / kQ32 * int64_t(sizeof(BlockQ8_0));
+}
+
+int64_t attention_scratch_floats(int64_t group, int64_t head_dim, int64_t page_tokens) {
+    // One expanded row, then per query head: maximum, total and the scores of a page; rounded up for whole
+    // vectors.
+    return round_up(head_dim, 16) + round_up(2 * group, 16) + group * round_up(page_tokens, 16) + 32;
+}
+
+const char* const* available_levels() { return levels().names; }
+
+const Kernels& kernels_for(const char* level_or_null) {
+    const Levels& all = levels();
+    const char* wanted = level_or_null != nullptr ? level_or_null : std::getenv("QUANTD_CPU_LEVEL");
+    if (wanted == nullptr || *wanted == '\0') return all.tables[all.count - 1];
+    std::string known;
+    for (int i = 0; i < all.count; ++i) {
+        if (std::string(wanted) == all.names[i]) return all.tables[i];
+        known += (i ? ", " : "") + std::string(all.names[i]);
+    }
+    throw std::invalid_argument("CPU level '" + std::string(wanted) +
+                                "' is unknown or not available here; available: " + known);
+}
+
+}  // namespace quantd
