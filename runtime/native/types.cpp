@@ -32,6 +32,18 @@ constexpr std::array<TypeTraits, kMaxTypes> make_table() {
     set(Type::F64, {"F64", 1, 8, false});
     set(Type::BF16, {"BF16", 1, 2, true});
     set(Type::MXFP4, {"MXFP4", 32, 17, true});
+    // Known by name and size, so that such files can be inspected; not served.
+    set(Type::IQ2_XXS, {"IQ2_XXS", 256, 66, false});
+    set(Type::IQ2_XS, {"IQ2_XS", 256, 74, false});
+    set(Type::IQ3_XXS, {"IQ3_XXS", 256, 98, false});
+    set(Type::IQ1_S, {"IQ1_S", 256, 50, false});
+    set(Type::IQ3_S, {"IQ3_S", 256, 110, false});
+    set(Type::IQ2_S, {"IQ2_S", 256, 82, false});
+    set(Type::IQ1_M, {"IQ1_M", 256, 56, false});
+    set(Type::TQ1_0, {"TQ1_0", 256, 54, false});
+    set(Type::TQ2_0, {"TQ2_0", 256, 66, false});
+    set(Type::NVFP4, {"NVFP4", 64, 36, false});
+    set(Type::Q1_0, {"Q1_0", 128, 18, false});
     return table;
 }
 

@@ -1,0 +1,39 @@
+// Read-only file mappings that survive their file.
+//
+// A page of a mapped file that lies behind the file's end (it was truncated), or that the disk cannot
+// deliver, raises SIGBUS on the thread that touches it, and the default action ends the process.  Here a
+// handler looks the address up among the known maps.  Inside one: the whole map is replaced by zero pages and
+// marked as poisoned, and the thread goes on; whoever owns the map asks poisoned() before results leave.
+// Outside: the handler that was installed before, or the default action.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace quantd {
+
+class FileMap {
+  public:
+    // Maps a whole regular file.  Throws ModelFormatError (NOT_A_FILE, EMPTY_FILE) or std::system_error.
+    explicit FileMap(const std::string& path);
+    ~FileMap();
+    FileMap(const FileMap&) = delete;
+    FileMap& operator=(const FileMap&) = delete;
+
+    std::span<const uint8_t> bytes() const { return {static_cast<const uint8_t*>(address_), size_}; }
+
+    bool poisoned() const;
+
+    // Bytes in memory now (page cache), by mincore; whole pages, at most the size rounded up.
+    uint64_t resident_bytes() const;
+
+  private:
+    void* address_ = nullptr;
+    size_t size_ = 0;
+    int slot_ = -1;  // in the handler's table
+};
+
+}  // namespace quantd
