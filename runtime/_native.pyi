@@ -55,3 +55,56 @@ class GgufFile:
 
 def type_traits(type_id: int) -> tuple[str, int, int, bool]:
     """Return (name, elements of a block, bytes of a block, served as weight); ("?", 0, 0, False) if unknown."""
+
+# --- Kernels by level, for tests and benchmarks (bind_kernels.cpp) ---------------------------------------------
+# Arrays must be C-contiguous and of exactly the named dtype; anything else is a TypeError.  Wrong shapes, unknown
+# levels and unknown types are a ValueError that says what was expected.
+
+Floats: TypeAlias = NDArray[np.float32]
+Bytes: TypeAlias = NDArray[np.uint8]
+
+def kernel_levels() -> list[str]:
+    """Names of the levels that this CPU can run, narrowest first: "scalar", "avx2", "avx512vnni"."""
+
+def dequantize(type_name: str, data: Bytes, n: int, level: str | None = None) -> Floats:
+    """Expand n elements of GGUF blocks (data) to (n) floats; level None means scalar."""
+
+def quantize_activations(level: str, form: str, x: Floats) -> Bytes:
+    """One activation row x (n) in the form "q8_32" or "q8_256", as the bytes that kernels.h describes."""
+
+def matmul(
+    level: str,
+    type_name: str,
+    weight: Bytes,
+    n_out: int,
+    n_in: int,
+    x: Floats,
+    out_begin: int = 0,
+    out_end: int | None = None,
+    bias: Floats | None = None,
+    residual: Floats | None = None,
+) -> Floats:
+    """x (n_rows, n_in) times the transposed weight (n_out, n_in) in GGUF blocks: (n_rows, n_out).
+
+    Outputs outside [out_begin, out_end) keep the residual (n_rows, n_out), or zero; bias is (n_out).
+    """
+
+def store_kv(level: str, x: Floats, kv_type: str) -> Bytes:
+    """One key or value vector x (head_dim) as it is cached; kv_type "f16" or "q8_0"."""
+
+def attention(
+    level: str, q: Floats, k: Floats, v: Floats, kv_type: str, page_tokens: int = 32, scale: float | None = None
+) -> Floats:
+    """One query row q (n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): (n_heads, head_dim).
+
+    scale None means 1 / sqrt(head_dim).
+    """
+
+def rms_norm(level: str, x: Floats, weight: Floats, eps: float) -> Floats:
+    """x (n) over its root mean square, times weight (n)."""
+
+def rope(level: str, x: Floats, cos: Floats, sin: Floats, interleaved: bool) -> Floats:
+    """One head x (head_dim) rotated by the angles of cos and sin (n_rot / 2 each)."""
+
+def swiglu(level: str, gate: Floats, up: Floats) -> Floats:
+    """silu(gate) * up, elementwise over (n)."""

@@ -1,0 +1,149 @@
+"""Attention over pages and the cached forms, at every level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+
+from runtime import _native
+from tests.kernels.support import LEVELS, WIDE_LEVELS
+
+# Largest error relative to the largest magnitude of the values, given keys and values as they are cached.
+TOLERANCE = 2e-6
+
+
+def cached(level: str, x: np.ndarray, kv_type: str) -> np.ndarray:
+    """Keys or values (n_positions, n_kv_heads, head_dim) as the cache remembers them, float64."""
+    kind = "F16" if kv_type == "f16" else "Q8_0"
+    flat = x.reshape(-1, x.shape[-1])
+    rows = [_native.dequantize(kind, _native.store_kv(level, row, kv_type), len(row)) for row in flat]
+    return np.stack(rows).reshape(x.shape).astype(np.float64)
+
+
+def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
+    group = q.shape[0] // k.shape[1]
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = np.einsum("hd,thd->ht", q.astype(np.float64), k) * scale
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.einsum("ht,thd->hd", weights / weights.sum(axis=1, keepdims=True), v)
+
+
+def case(
+    n_heads: int, n_kv_heads: int, head_dim: int, n_positions: int, spread: float = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([n_heads, n_kv_heads, head_dim, n_positions])
+    q = (rng.standard_normal((n_heads, head_dim)) * spread).astype(np.float32)
+    k = rng.standard_normal((n_positions, n_kv_heads, head_dim)).astype(np.float32)
+    v = rng.standard_normal((n_positions, n_kv_heads, head_dim)).astype(np.float32)
+    return q, k, v
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8, 9])
+@pytest.mark.parametrize("level", LEVELS)
+def test_agrees_with_float64(level: str, group: int, kv_type: str) -> None:
+    for head_dim in (8, 64, 80, 96, 128):
+        if kv_type == "q8_0" and head_dim % 32:
+            continue
+        for n_positions in (1, 31, 32, 33, 100):
+            q, k, v = case(2 * group, 2, head_dim, n_positions, spread=3)
+            expected = reference(q, cached(level, k, kv_type), cached(level, v, kv_type), head_dim**-0.5)
+            got = _native.attention(level, q, k, v, kv_type, 32)
+            assert np.abs(got - expected).max() <= TOLERANCE * np.abs(v).max(), (head_dim, n_positions)
+
+
+@pytest.mark.parametrize("page_tokens", [1, 7, 16, 32, 64])
+@pytest.mark.parametrize("level", LEVELS)
+def test_page_sizes(level: str, page_tokens: int) -> None:
+    q, k, v = case(4, 1, 64, 70)
+    expected = reference(q, cached(level, k, "f16"), cached(level, v, "f16"), 0.3)
+    got = _native.attention(level, q, k, v, "f16", page_tokens, 0.3)
+    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(v).max()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_scores_far_apart(level: str) -> None:
+    # A running maximum that rises late must wipe out what came before; hundreds of units overflow a plain exp.
+    q, k, v = case(2, 1, 32, 96)
+    q[:] = 0
+    q[:, 0] = 1
+    k[:, 0, 0] = np.linspace(-300, 500, 96)
+    expected = reference(q, cached(level, k, "f16"), cached(level, v, "f16"), 1.0)
+    got = _native.attention(level, q, k, v, "f16", 32, 1.0)
+    assert np.abs(got - expected).max() <= TOLERANCE * np.abs(v).max()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_group_member_does_not_depend_on_the_others(level: str, kv_type: str) -> None:
+    q, k, v = case(8, 1, 64, 50)
+    together = _native.attention(level, q, k, v, kv_type)
+    for head in range(8):
+        alone = _native.attention(level, q[head : head + 1].copy(), k, v, kv_type)
+        assert np.array_equal(alone[0].view(np.uint32), together[head].view(np.uint32))
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_nan_stays_visible(level: str, where: str, kv_type: str) -> None:
+    for position in (0, 40, 69):
+        q, k, v = case(2, 2, 64, 70)
+        {"q": q[0], "k": k[position, 0], "v": v[position, 0]}[where][5] = np.nan
+        got = _native.attention(level, q, k, v, kv_type)
+        assert np.isnan(got[0]).any()
+        assert np.isfinite(got[1]).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_store_f16_rounds_to_nearest_even(level: str) -> None:
+    rng = np.random.default_rng(9)
+    halves = np.arange(0, 0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (halves[:-1].astype(np.float64) + halves[1:].astype(np.float64)) / 2
+    exact = middle.astype(np.float32)
+    near = np.concatenate(
+        [exact, np.nextafter(exact, np.float32(0)), np.nextafter(exact, np.float32(np.inf)), halves]
+    )
+    special = np.array(
+        [np.inf, np.nan, 65519.99, 65520, 1e30, 1e-30, 5.9e-8, 2.9e-8, 2.98023224e-08], np.float32
+    )
+    x = np.concatenate([near, special, rng.standard_normal(999).astype(np.float32)])
+    x = np.concatenate([x, -x])
+    got = np.concatenate(
+        [_native.store_kv(level, part, "f16").view(np.float16) for part in np.array_split(x, len(x) // 1000)]
+    )
+    with np.errstate(over="ignore"):
+        expected = x.astype(np.float16)
+    nan = np.isnan(expected)
+    assert np.array_equal(np.isnan(got), nan)
+    assert np.array_equal(got[~nan].view(np.uint16), expected[~nan].view(np.uint16))
+
+
+@pytest.mark.parametrize("level", WIDE_LEVELS)
+def test_store_q8_0_gives_the_same_bytes_at_every_level(level: str) -> None:
+    rng = np.random.default_rng(10)
+    for scale in (1.0, 1e-3, 1e-7, 1e-9, 1e-12, 1e4, 1e6, 0.0):
+        x = (rng.standard_normal(128) * scale).astype(np.float32)
+        assert np.array_equal(_native.store_kv(level, x, "q8_0"), _native.store_kv("scalar", x, "q8_0")), (
+            scale
+        )
+
+
+def test_store_q8_0_is_the_format_of_gguf() -> None:
+    x = np.random.default_rng(11).standard_normal(128).astype(np.float32)
+    data = _native.store_kv("scalar", x, "q8_0")
+    assert np.array_equal(data, quants.quantize(x, GGMLQuantizationType.Q8_0))
+
+
+def test_wrong_shapes_are_refused() -> None:
+    q, k, v = case(4, 2, 64, 5)
+    for arguments in (
+        ("scalar", q, k, v[:4].copy(), "f16"),
+        ("scalar", q[:3].copy(), k, v, "f16"),
+        ("scalar", q, k, v, "f32"),
+        ("scalar", q, k, v, "f16", 0),
+        ("scalar", q[:, :40].copy(), k[:, :, :40].copy(), v[:, :, :40].copy(), "q8_0"),
+    ):
+        with pytest.raises(ValueError):
+            _native.attention(*arguments)
