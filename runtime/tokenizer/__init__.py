@@ -1,0 +1,6 @@
+"""Tokenizers built from a GGUF file's own metadata; merging and Unicode regexes are the `tokenizers` library's."""
+
+from runtime.tokenizer.build import build_tokenizer
+from runtime.tokenizer.tokenizer import MAX_TEXT_BYTES, Tokenizer
+
+__all__ = ["MAX_TEXT_BYTES", "Tokenizer", "build_tokenizer"]

@@ -1,0 +1,163 @@
+"""From a checked vocabulary to a tokenizer, one function for each kind."""
+
+from __future__ import annotations
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from runtime.errors import ModelFormatError, UnsupportedModelError
+from runtime.gguf import ModelFile
+from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from runtime.tokenizer.tokenizer import Tokenizer, byte_value
+from runtime.tokenizer.vocabulary import TokenType, Vocabulary, fault, read_vocabulary
+
+_WORD_START = "\u2581"
+# WordPiece looks up every prefix of a word: its time grows with the square of this.
+_MAX_WORD_CHARS = 256
+
+
+def build_tokenizer(file: ModelFile) -> Tokenizer:
+    """The tokenizer that `file`'s metadata describes; needs no tensors.
+
+    Raises ModelFormatError that names the key, UnsupportedModelError for a kind or pre-tokenizer that is not served.
+    """
+    vocabulary = read_vocabulary(file)
+    if vocabulary.kind == "gpt2":
+        return _build_bpe(vocabulary)
+    if vocabulary.kind == "llama":
+        return _build_sentencepiece(vocabulary)
+    return _build_wordpiece(vocabulary)
+
+
+def _mergeable(vocabulary: Vocabulary) -> dict[str, int]:
+    """Token text to id of what merging may give: never a control token, never an empty or undecodable text."""
+    texts = {
+        text: i
+        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind != TokenType.CONTROL
+    }
+    texts.pop("", None)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        texts = {text: i for text, i in texts.items() if _is_utf8(text)}
+    return texts
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _build_bpe(vocabulary: Vocabulary) -> Tokenizer:
+    pre = PRE_TOKENIZERS.get(vocabulary.pre)
+    if pre is None:
+        raise UnsupportedModelError(
+            f"tokenizer.ggml.pre is {vocabulary.pre[:64]!r}; quantd knows {', '.join(sorted(PRE_TOKENIZERS))}"
+        )
+    texts = _mergeable(vocabulary)
+    merges = _split_merges(vocabulary.merges, texts)
+    try:
+        model = models.BPE(vocab=texts, merges=merges, ignore_merges=pre.ignore_merges)
+    except Exception as error:  # the library has no class of its own
+        raise _merge_fault(texts, merges) from error
+    merger = tokenizers.Tokenizer(model)
+    merger.pre_tokenizer = _pre_tokenizer(pre)
+    add_bos = pre.add_bos if vocabulary.add_bos is None else vocabulary.add_bos
+    return Tokenizer(vocabulary, merger, add_bos=add_bos, add_eos=bool(vocabulary.add_eos))
+
+
+def _pre_tokenizer(pre: PreTokenizer) -> pre_tokenizers.PreTokenizer:
+    splits = [pre_tokenizers.Split(tokenizers.Regex(regex), "isolated") for regex in pre.regexes]
+    return pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _split_merges(merges: list[str], texts: dict[str, int]) -> list[tuple[str, str]]:
+    """Both parts of every merge, checked to give a token: the library panics on a result longer than any token."""
+    split: list[tuple[str, str]] = []
+    for merge in merges:
+        space = merge.find(" ", 1)
+        left, right = merge[:space], merge[space + 1 :]
+        if space < 0 or left + right not in texts:
+            raise fault("BAD_MERGE", "merges", f"entry {len(split)} does not join two tokens to a token")
+        split.append((left, right))
+    return split
+
+
+def _merge_fault(texts: dict[str, int], merges: list[tuple[str, str]]) -> ModelFormatError:
+    for index, (left, right) in enumerate(merges):
+        if left not in texts or right not in texts:
+            return fault("BAD_MERGE", "merges", f"entry {index} names a token that does not exist")
+    return fault("BAD_MERGE", "merges", "the merges do not fit the tokens")
+
+
+def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
+    texts = _mergeable(vocabulary)
+    byte_values = {
+        byte_value(text)
+        for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        if kind == TokenType.BYTE
+    }
+    if -1 in byte_values:
+        raise fault("BAD_BYTE_TOKEN", "tokens", 'a byte token is not written as "<0x00>" to "<0xFF>"')
+    has_bytes = len(byte_values) == 256
+    if not has_bytes and vocabulary.unk_id is None:
+        raise fault("NO_FALLBACK", "tokens", "neither all 256 byte tokens nor an unknown token")
+    unk_text = None
+    if not has_bytes and vocabulary.unk_id is not None:
+        unk_text = vocabulary.tokens[vocabulary.unk_id]
+        texts[unk_text] = vocabulary.unk_id
+    model = models.BPE(
+        vocab=texts,
+        merges=_merges_from_scores(vocabulary, texts),
+        unk_token=unk_text,
+        fuse_unk=False,
+        byte_fallback=has_bytes,
+    )
+    add_bos = True if vocabulary.add_bos is None else vocabulary.add_bos
+    return Tokenizer(
+        vocabulary, tokenizers.Tokenizer(model), add_bos=add_bos, add_eos=bool(vocabulary.add_eos)
+    )
+
+
+def _merges_from_scores(vocabulary: Vocabulary, texts: dict[str, int]) -> list[tuple[str, str]]:
+    """SentencePiece BPE merges the neighbours whose joined text is the token of the highest score.
+
+    So every way to cut a token into two tokens is a merge, ranked by the token's score.
+    """
+    ranked: list[tuple[float, int, int, str, str]] = []
+    for text, i in texts.items():
+        if len(text) < 2 or vocabulary.types[i] == TokenType.BYTE:
+            continue
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in texts and right in texts:
+                ranked.append((-vocabulary.scores[i], texts[left], texts[right], left, right))
+    ranked.sort()
+    return [(left, right) for _, _, _, left, right in ranked]
+
+
+def _build_wordpiece(vocabulary: Vocabulary) -> Tokenizer:
+    if vocabulary.unk_id is None:
+        raise fault("NO_FALLBACK", "unknown_token_id", "a bert vocabulary needs an unknown token")
+    # GGUF marks the beginnings of words, the library the other pieces.
+    texts = {
+        text[1:] if text.startswith(_WORD_START) else "##" + text: i
+        for text, i in _mergeable(vocabulary).items()
+        if text != _WORD_START
+    }
+    unk_text = vocabulary.tokens[vocabulary.unk_id]
+    texts[unk_text] = vocabulary.unk_id
+    model = models.WordPiece(vocab=texts, unk_token=unk_text, max_input_chars_per_word=_MAX_WORD_CHARS)
+    merger = tokenizers.Tokenizer(model)
+    merger.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    merger.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    add_bos = True if vocabulary.add_bos is None else vocabulary.add_bos
+    # The separator is bert's end of text.
+    add_eos = True if vocabulary.add_eos is None else vocabulary.add_eos
+    return Tokenizer(vocabulary, merger, add_bos=add_bos, add_eos=add_eos)
