@@ -244,7 +244,7 @@ def _shard_count(file: GgufFile, path: Path) -> int:
 def _open_split(path: Path, file: GgufFile, count: int) -> tuple[GgufFile, ...]:
     """Open the shards beside `path`; names are made from its own name only, so they stay in its folder."""
     match = _SHARD_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != count:
+    if match is None or int(match["count"]) != count or not 1 <= int(match["number"]) <= count:
         message = (
             f"{path}: this is one of {count} shards, so its name must end in -0000N-of-{count:05d}.gguf; "
             "keep the names that the shards were published under"

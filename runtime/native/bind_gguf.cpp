@@ -88,11 +88,16 @@ const KeyValue& require_key(const GgufFile& file, std::string_view key) {
 
 nb::object get(const GgufFile& file, std::string_view key) {
     const KeyValue& value = require_key(file, key);
-    if (value.kind == Kind::ARRAY) return to_list(file, value);
-    if (value.kind != Kind::STRING) return steal_or_throw(new_number(file, value, 0));
-    nb::object text;
-    file.for_each_string(value, [&](std::string_view view) { text = steal_or_throw(new_text(view)); });
-    return text;
+    nb::object out;
+    if (value.kind == Kind::ARRAY) {
+        out = to_list(file, value);
+    } else if (value.kind == Kind::STRING) {
+        file.for_each_string(value, [&](std::string_view view) { out = steal_or_throw(new_text(view)); });
+    } else {
+        out = steal_or_throw(new_number(file, value, 0));
+    }
+    file.check_unchanged(value);
+    return out;
 }
 
 std::string kind(const GgufFile& file, std::string_view key) {

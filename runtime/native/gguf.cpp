@@ -103,6 +103,12 @@ std::string kind_text(uint32_t id) {
     return id <= 12 ? kind_name(static_cast<Kind>(id)) : "number " + number(id);
 }
 
+[[noreturn]] void throw_changed(const std::string& where, uint64_t offset) {
+    throw ModelFormatError(
+        "FILE_CHANGED", where, offset,
+        "the file was changed, truncated or unreadable while it was open; restore it and load it again");
+}
+
 }  // namespace
 
 const char* kind_name(Kind kind) {
@@ -464,10 +470,7 @@ std::shared_ptr<GgufFile> GgufFile::open(const std::string& path) {
     file->map_ = std::make_unique<FileMap>(path);
     file->bytes_ = file->map_->bytes();
     GgufParser(*file).parse();
-    if (file->poisoned()) {
-        throw ModelFormatError("FILE_CHANGED", "", 0,
-                               "the file was truncated or unreadable while it was opened");
-    }
+    if (file->poisoned()) throw_changed("", 0);
     return file;
 }
 
@@ -500,11 +503,8 @@ std::string_view GgufFile::string_at(const KeyValue& value, uint64_t position) c
     uint64_t left = value.end - std::min(position, value.end);
     uint64_t length = 0;
     if (left >= sizeof(length)) std::memcpy(&length, bytes_.data() + position, sizeof(length));
-    if (left < sizeof(length) || length > left - sizeof(length)) {
-        throw ModelFormatError("FILE_CHANGED", printable(value.key), position,
-                               "the file changed while it was open: a string of key \"" +
-                                   printable(value.key) + "\" no longer ends where it did");
-    }
+    if (left < sizeof(length) || length > left - sizeof(length))
+        throw_changed(printable(value.key), position);
     return {reinterpret_cast<const char*>(bytes_.data() + position + sizeof(length)),
             static_cast<size_t>(length)};
 }
@@ -512,5 +512,9 @@ std::string_view GgufFile::string_at(const KeyValue& value, uint64_t position) c
 uint64_t GgufFile::resident_bytes() const { return map_ ? map_->resident_bytes() : bytes_.size(); }
 
 bool GgufFile::poisoned() const { return map_ && map_->poisoned(); }
+
+void GgufFile::check_unchanged(const KeyValue& value) const {
+    if (poisoned()) throw_changed(printable(value.key), value.offset);
+}
 
 }  // namespace quantd

@@ -141,6 +141,10 @@ class GgufFile {
     // and nothing computed from them is right.
     bool poisoned() const;
 
+    // Throws ModelFormatError FILE_CHANGED if poisoned; to be called after a value was read and before it is
+    // used.
+    void check_unchanged(const KeyValue& value) const;
+
   private:
     friend class GgufParser;
     GgufFile() = default;
