@@ -24,6 +24,19 @@ Kernels scalar_table() {
     return table;
 }
 
+#if defined(__x86_64__)
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+}
+
+bool has_avx512vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 struct Levels {
     Kernels tables[3];
     const char* names[4] = {};  // narrowest first, terminated by nullptr
@@ -34,7 +47,22 @@ struct Levels {
         names[count++] = table.level;
     }
 
-    Levels() { add(scalar_table()); }
+    Levels() {
+        Kernels table = scalar_table();
+        add(table);
+#if defined(__x86_64__)
+        __builtin_cpu_init();
+        if (has_avx2()) {
+            table.level = "avx2";
+            add(table);
+            if (has_avx512vnni()) {
+                table.level = "avx512vnni";
+                avx512vnni::add_matmul_q8_256(table);
+                add(table);
+            }
+        }
+#endif
+    }
 };
 
 const Levels& levels() {

@@ -32,3 +32,7 @@ void dequantize_iq4_nl(const uint8_t* row, float* out, int64_t n);
 void dequantize_iq4_xs(const uint8_t* row, float* out, int64_t n);
 void dequantize_mxfp4(const uint8_t* row, float* out, int64_t n);
 }  // namespace quantd::scalar
+
+namespace quantd::avx512vnni {
+void add_matmul_q8_256(Kernels& table);
+}  // namespace quantd::avx512vnni

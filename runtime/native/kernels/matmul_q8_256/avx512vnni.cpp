@@ -1,0 +1,297 @@
+// Matmul of Q4_K, Q5_K and Q6_K weights with Q8_256 activations, 512 bits wide.
+//
+// 64 packed bytes give two vectors of unsigned quants that meet 64 consecutive activations (kGroupOrder), so
+// one vpdpbusd takes 64 products to 16 sums of four.  Each sum fits 16 bits, so vpdpwssd multiplies it by its
+// sub-block's scale and adds up.  One float multiply-add per super-block and activation row follows.  The
+// weights of a super-block are unpacked once for up to kMaxRows activation rows; the order of operations for
+// one row does not depend on how many share them.
+#include <immintrin.h>
+
+#include "blocks.h"
+#include "kernels/levels.h"
+
+namespace quantd::avx512vnni {
+namespace {
+
+constexpr int kMaxRows = 8;          // activation rows of a tile
+constexpr int64_t kOutGroup = 16;    // weight rows that meet a tile before the next one
+constexpr int64_t kChunkBlocks = 4;  // super-blocks of a tile that stay in L1 meanwhile
+constexpr int64_t kPrefetchBytes = 2048;
+
+// Fields of BlockQ8_256.
+constexpr int64_t kActBytes = 320, kActSums = 256, kActScale = 288;
+
+__m512i load512(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
+__m512 broadcast_f16(const uint8_t* p) {
+    uint16_t half;
+    __builtin_memcpy(&half, p, 2);
+    return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(half)));
+}
+
+// Bytes 0-7: the eight 6-bit scales; bytes 8-15: the eight 6-bit minima.  header: d, dmin and the 12 packed
+// bytes.
+__m128i unpack_scales(__m128i header) {
+    const __m128i low =
+        _mm_shuffle_epi8(header, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m128i high =
+        _mm_shuffle_epi8(header, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    const __m128i low_mask = _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f);
+    const __m128i low_bits = _mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)), low_mask);
+    const __m128i high_bits = _mm_and_si128(_mm_srli_epi16(high, 2), _mm_set1_epi8(0x30));
+    return _mm_or_si128(low_bits, high_bits);
+}
+
+// A control that spreads byte `a` over the low halves and byte `b` over the high halves of a vector of
+// dwords.
+__m512i spread(int a, int b) {
+    const __m256i low = _mm256_set1_epi32(static_cast<int>(0xffffff00u | unsigned(a)));
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffffff00u | unsigned(b)));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+// Sum over four vectors of scale * (quants . activations), 16 lanes.
+__m512i scaled_dot(__m512i sum, const __m512i* q, const __m512i* scale, const uint8_t* act) {
+    const __m512i zero = _mm512_setzero_si512();
+    for (int v = 0; v < 4; ++v) {
+        const __m512i part = _mm512_dpbusd_epi32(zero, q[v], load512(act + 64 * v));
+        sum = _mm512_dpwssd_epi32(sum, part, scale[v]);
+    }
+    return sum;
+}
+
+// Scales, minima and floats of Q4_K and Q5_K.
+struct ScaleMin {
+    __m512i scale[4];
+    __m256i mins;  // (16) int16, each of the eight minima twice, to meet the sums of 16
+    __m512 d, dmin;
+
+    explicit ScaleMin(const uint8_t* block) {
+        const __m128i header = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block));
+        const __m512i bytes = _mm512_broadcast_i32x4(unpack_scales(header));
+        scale[0] = _mm512_shuffle_epi8(bytes, spread(0, 2));
+        scale[1] = _mm512_shuffle_epi8(bytes, spread(1, 3));
+        scale[2] = _mm512_shuffle_epi8(bytes, spread(4, 6));
+        scale[3] = _mm512_shuffle_epi8(bytes, spread(5, 7));
+        const __m256i twice =
+            _mm256_setr_epi8(8, -1, 8, -1, 9, -1, 9, -1, 10, -1, 10, -1, 11, -1, 11, -1,  //
+                             12, -1, 12, -1, 13, -1, 13, -1, 14, -1, 14, -1, 15, -1, 15, -1);
+        mins = _mm256_shuffle_epi8(_mm512_castsi512_si256(bytes), twice);
+        d = broadcast_f16(block);
+        dmin = broadcast_f16(block + 2);
+    }
+
+    // d * sum(scale * q * a) - dmin * sum(min * a), still to be multiplied by the scale of the activations.
+    __m512 dot(const __m512i* q, const uint8_t* act) const {
+        const __m512i sum = scaled_dot(_mm512_setzero_si512(), q, scale, act);
+        const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(act + kActSums));
+        const __m512i min_sum = _mm512_zextsi256_si512(_mm256_madd_epi16(mins, sums));
+        const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), d);
+        return _mm512_fnmadd_ps(_mm512_cvtepi32_ps(min_sum), dmin, value);
+    }
+};
+
+struct Q4K {
+    static constexpr int64_t kBytes = sizeof(BlockQ4_K);
+    __m512i q[4];
+    ScaleMin scales;
+
+    explicit Q4K(const uint8_t* block) : scales(block) {
+        const __m512i nibble = _mm512_set1_epi8(0x0f);
+        for (int half = 0; half < 2; ++half) {
+            const __m512i packed = load512(block + 16 + 64 * half);
+            q[2 * half] = _mm512_and_si512(packed, nibble);
+            q[2 * half + 1] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+        }
+    }
+    __m512 dot(const uint8_t* act) const { return scales.dot(q, act); }
+};
+
+struct Q5K {
+    static constexpr int64_t kBytes = sizeof(BlockQ5_K);
+    __m512i q[4];
+    ScaleMin scales;
+
+    explicit Q5K(const uint8_t* block) : scales(block) {
+        const __m512i nibble = _mm512_set1_epi8(0x0f), sixteen = _mm512_set1_epi8(16);
+        const __m512i high =
+            _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 16)));
+        for (int half = 0; half < 2; ++half) {
+            const __m512i packed = load512(block + 48 + 64 * half);
+            const __m512i low_bit = pair_of_bits(4 * half), high_bit = pair_of_bits(4 * half + 1);
+            const __m512i even = _mm512_and_si512(packed, nibble);
+            const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+            q[2 * half] = _mm512_mask_add_epi8(even, _mm512_test_epi8_mask(high, low_bit), even, sixteen);
+            q[2 * half + 1] = _mm512_mask_add_epi8(odd, _mm512_test_epi8_mask(high, high_bit), odd, sixteen);
+        }
+    }
+    __m512 dot(const uint8_t* act) const { return scales.dot(q, act); }
+
+    // Bit `bit` in the bytes of the low half, bit + 2 in those of the high half.
+    static __m512i pair_of_bits(int bit) {
+        const __m256i low = _mm256_set1_epi8(static_cast<char>(1u << bit));
+        const __m256i high = _mm256_set1_epi8(static_cast<char>(4u << bit));
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+};
+
+struct Q6K {
+    static constexpr int64_t kBytes = sizeof(BlockQ6_K);
+    __m512i q[4], scale[4];
+    __m256i offset;  // (16) int16: -32 * scale
+    __m512 d;
+
+    explicit Q6K(const uint8_t* block) {
+        for (int half = 0; half < 2; ++half) {
+            const __m512i high = broadcast256(block + 128 + 32 * half);
+            const __m512i even = broadcast256(block + 64 * half), odd = broadcast256(block + 64 * half + 32);
+            // Low halves: groups 0 and 1, from the low nibbles and bits 0-3; high halves: groups 2 and 3.
+            q[2 * half] = combine(even, _mm512_sllv_epi32(high, halves(4, 0)));
+            q[2 * half + 1] = combine(odd, _mm512_rolv_epi32(high, halves(2, 30)));
+        }
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 192));
+        const __m256i words = _mm256_cvtepi8_epi16(bytes);
+        offset = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(words, 5));
+        const __m512i wide = _mm512_zextsi256_si512(words);
+        scale[0] = _mm512_maskz_permutexvar_epi16(0x55555555, spread_words(0, 4), wide);
+        scale[1] = _mm512_maskz_permutexvar_epi16(0x55555555, spread_words(2, 6), wide);
+        scale[2] = _mm512_maskz_permutexvar_epi16(0x55555555, spread_words(8, 12), wide);
+        scale[3] = _mm512_maskz_permutexvar_epi16(0x55555555, spread_words(10, 14), wide);
+        d = broadcast_f16(block + 208);
+    }
+
+    __m512 dot(const uint8_t* act) const {
+        const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(act + kActSums));
+        const __m512i start = _mm512_zextsi256_si512(_mm256_madd_epi16(offset, sums));
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(scaled_dot(start, q, scale, act)), d);
+    }
+
+    static __m512i broadcast256(const uint8_t* p) {
+        return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
+    static __m512i halves(int low, int high) {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set1_epi32(low)), _mm256_set1_epi32(high), 1);
+    }
+    // Low nibbles in the low half and high nibbles in the high half, with two bits of `high` above them.
+    static __m512i combine(__m512i low, __m512i high) {
+        const __m512i nibbles =
+            _mm512_and_si512(_mm512_srlv_epi32(low, halves(0, 4)), _mm512_set1_epi8(0x0f));
+        return _mm512_or_si512(nibbles, _mm512_and_si512(high, _mm512_set1_epi8(0x30)));
+    }
+    // Word indices: 16 elements of scale a, 16 of a + 1, then 16 of b and 16 of b + 1, a quarter of the
+    // dwords each.
+    static __m512i spread_words(int a, int b) {
+        const __m512i quarters =
+            _mm512_setr_epi32(a, a, a, a, a + 1, a + 1, a + 1, a + 1, b, b, b, b, b + 1, b + 1, b + 1, b + 1);
+        return quarters;  // the high words are masked away
+    }
+};
+
+void store_result(const MatmulArgs& args, int64_t r, int64_t o, __m512 lanes) {
+    float value = _mm512_reduce_add_ps(lanes);
+    if (args.bias != nullptr) value += args.bias[o];
+    float& out = args.out[r * args.out_stride + o];
+    out = args.accumulate ? out + value : value;
+}
+
+// acc (kRows) += blocks [begin, end) of one weight row times kRows activation rows.
+template <class Format, int kRows>
+void dot_blocks(const uint8_t* row, const uint8_t* act, int64_t act_stride, int64_t begin, int64_t end,
+                __m512* acc) {
+    for (int64_t b = begin; b < end; ++b) {
+        const uint8_t* block = row + b * Format::kBytes;
+        _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBytes, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBytes + 64, _MM_HINT_T0);
+        if (Format::kBytes > 128) {
+            _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBytes + 128, _MM_HINT_T0);
+        }
+        const Format weight(block);
+        for (int r = 0; r < kRows; ++r) {
+            const uint8_t* a = act + r * act_stride + b * kActBytes;
+            float scale;
+            __builtin_memcpy(&scale, a + kActScale, 4);
+            acc[r] = _mm512_fmadd_ps(weight.dot(a), _mm512_set1_ps(scale), acc[r]);
+        }
+    }
+}
+
+// kRows activation rows from r against weight rows [begin, end), at most kOutGroup of them.
+template <class Format, int kRows>
+void tile(const MatmulArgs& args, int64_t begin, int64_t end, int64_t r) {
+    const uint8_t* act = args.act + r * args.act_stride;
+    const int64_t n_blocks = args.n_in / kQ256;
+    if (end - begin == 1 || n_blocks <= kChunkBlocks) {
+        for (int64_t o = begin; o < end; ++o) {
+            __m512 acc[kRows];
+            for (int i = 0; i < kRows; ++i) acc[i] = _mm512_setzero_ps();
+            dot_blocks<Format, kRows>(args.weight + o * args.row_bytes, act, args.act_stride, 0, n_blocks,
+                                      acc);
+            for (int i = 0; i < kRows; ++i) store_result(args, r + i, o, acc[i]);
+        }
+        return;
+    }
+    __m512 partial[kOutGroup][kRows];
+    for (int64_t first = 0; first < n_blocks; first += kChunkBlocks) {
+        const int64_t last = first + kChunkBlocks < n_blocks ? first + kChunkBlocks : n_blocks;
+        for (int64_t o = begin; o < end; ++o) {
+            __m512 acc[kRows];
+            for (int i = 0; i < kRows; ++i) acc[i] = first == 0 ? _mm512_setzero_ps() : partial[o - begin][i];
+            dot_blocks<Format, kRows>(args.weight + o * args.row_bytes, act, args.act_stride, first, last,
+                                      acc);
+            for (int i = 0; i < kRows; ++i) partial[o - begin][i] = acc[i];
+        }
+    }
+    for (int64_t o = begin; o < end; ++o) {
+        for (int i = 0; i < kRows; ++i) store_result(args, r + i, o, partial[o - begin][i]);
+    }
+}
+
+// The tile of `rows` (1..kMaxRows) activation rows.
+template <class Format>
+void tile_of(int64_t rows, const MatmulArgs& args, int64_t begin, int64_t end, int64_t r) {
+    switch (rows) {
+        case 1:
+            return tile<Format, 1>(args, begin, end, r);
+        case 2:
+            return tile<Format, 2>(args, begin, end, r);
+        case 3:
+            return tile<Format, 3>(args, begin, end, r);
+        case 4:
+            return tile<Format, 4>(args, begin, end, r);
+        case 5:
+            return tile<Format, 5>(args, begin, end, r);
+        case 6:
+            return tile<Format, 6>(args, begin, end, r);
+        case 7:
+            return tile<Format, 7>(args, begin, end, r);
+        default:
+            return tile<Format, 8>(args, begin, end, r);
+    }
+}
+
+template <class Format>
+void matmul(const MatmulArgs& args) {
+    // Few rows: weight rows one after the other, as they lie in memory.
+    const int64_t step = args.n_rows <= 2 ? 1 : kOutGroup;
+    for (int64_t o = args.out_begin; o < args.out_end; o += step) {
+        const int64_t end = o + step < args.out_end ? o + step : args.out_end;
+        for (int64_t r = 0; r < args.n_rows; r += kMaxRows) {
+            const int64_t left = args.n_rows - r;
+            tile_of<Format>(left < kMaxRows ? left : kMaxRows, args, o, end, r);
+        }
+    }
+}
+
+}  // namespace
+
+void add_matmul_q8_256(Kernels& table) {
+    auto set = [&](Type type, MatmulFn function) {
+        table.act_form[static_cast<uint32_t>(type)] = ActForm::Q8_256;
+        table.matmul[static_cast<uint32_t>(type)] = function;
+    };
+    set(Type::Q4_K, matmul<Q4K>);
+    set(Type::Q5_K, matmul<Q5K>);
+    set(Type::Q6_K, matmul<Q6K>);
+}
+
+}  // namespace quantd::avx512vnni
