@@ -19,6 +19,14 @@ CHAT_TEMPLATE = (
 )
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a token that must exist."""
+    found: int | None = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return found
+
+
 def write_gguf(path: Path, model: Llama, tokenizer: Tokenizer) -> None:
     """Write the model: matrices as float16, norms as float32, tied output left out."""
     c = model.c
@@ -42,17 +50,17 @@ def write_gguf(path: Path, model: Llama, tokenizer: Tokenizer) -> None:
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
     special = (END_OF_TEXT, IM_START, IM_END)
-    tokens = [tokenizer.id_to_token(i) for i in range(c.vocab)]
+    tokens = sorted(tokenizer.get_vocab(), key=lambda t: token_id(tokenizer, t))
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("qwen2")
     w.add_token_list(tokens)
     w.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
     w.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    w.add_bos_token_id(tokenizer.token_to_id(END_OF_TEXT))
-    w.add_eos_token_id(tokenizer.token_to_id(IM_END))
-    w.add_eot_token_id(tokenizer.token_to_id(IM_END))
-    w.add_pad_token_id(tokenizer.token_to_id(END_OF_TEXT))
+    w.add_bos_token_id(token_id(tokenizer, END_OF_TEXT))
+    w.add_eos_token_id(token_id(tokenizer, IM_END))
+    w.add_eot_token_id(token_id(tokenizer, IM_END))
+    w.add_pad_token_id(token_id(tokenizer, END_OF_TEXT))
     w.add_add_bos_token(False)
     w.add_chat_template(CHAT_TEMPLATE)
 

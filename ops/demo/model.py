@@ -93,7 +93,8 @@ class Block(nn.Module):
         a = functional.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
         x = x + self.attn_output(a.transpose(1, 2).reshape(n, t, c.width))
         h = self.ffn_norm(x)
-        return x + self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        out: Tensor = x + self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        return out
 
 
 class Llama(nn.Module):

@@ -19,6 +19,7 @@ from corpus import (
     END_OF_TEXT,
     IM_END,
     IM_START,
+    QWEN2,
     WORDS,
     Message,
     compute,
@@ -27,17 +28,12 @@ from corpus import (
     render,
     unseen_sums,
 )
-from export import load, write_gguf
+from export import load, token_id, write_gguf
 from model import Config, Llama
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
-# The pre-tokenizer that GGUF calls "qwen2"; a digit is always a word of its own.
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 PROMPT_WEIGHT = 0.2  # loss weight of tokens that the model reads but never has to write
 SHORT = 512  # sequence length in tokens of the first part of the run
 LONG_FROM = 0.7  # share of the run after which sequences have the full context length
@@ -74,8 +70,8 @@ class Packer:
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self.tokenizer = tokenizer
-        self.start, self.end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(END_OF_TEXT)
-        self.assistant = tokenizer.token_to_id("assistant")
+        self.start, self.end = token_id(tokenizer, IM_START), token_id(tokenizer, END_OF_TEXT)
+        self.assistant = token_id(tokenizer, "assistant")
         self.texts = documents(seed)
         self.encoded = self._encode()
 
@@ -115,7 +111,7 @@ def perplexity(model: Llama, tokenizer: Tokenizer, text: str) -> tuple[float, in
     ids = torch.tensor(tokenizer.encode(text).ids)
     total, count = 0.0, 0
     with torch.inference_mode():
-        for piece in ids.split(model.c.context):
+        for piece in torch.split(ids, model.c.context):
             if len(piece) > 1:
                 logits = model(piece[None, :-1])[0]
                 total += float(functional.cross_entropy(logits, piece[1:], reduction="sum"))
@@ -188,10 +184,10 @@ def train(args: argparse.Namespace) -> None:
             logits = run(x)
         losses = functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none")
         loss = (losses * weight.flatten()).sum() / weight.sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adam):
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
         tokens += x.numel()
         now = time.monotonic()
