@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from runtime.pages import Lease
 from runtime.sampling import SamplingParams
 
 
@@ -120,3 +124,93 @@ class FinishEvent:
 
 
 Event = TokenEvent | FinishEvent
+
+
+class Sequence:
+    """A request on its way: its state, its tokens and its pages.  Owned by the scheduler.
+
+    tokens  [0 ........ num_computed)[num_computed ........ num_known)[num_known ........ limit)
+            keys and values in pages  wanted: the next rows            not sampled yet
+    """
+
+    __slots__ = (
+        "admitted_s",
+        "completion_tokens",
+        "first_token_s",
+        "lease",
+        "limit_tokens",
+        "need_pages",
+        "num_bypassed",
+        "num_computed",
+        "num_known",
+        "prompt_tokens",
+        "request",
+        "sampler",
+        "state",
+        "submitted_s",
+        "tokens",
+    )
+
+    def __init__(
+        self, request: Request, sampler: Any, *, limit_tokens: int, page_tokens: int, submitted_s: float
+    ) -> None:
+        """`limit_tokens`: known tokens at which it ends; `page_tokens` sizes its worst case in pages."""
+        self.request = request
+        self.sampler = sampler  # runtime._native.Sampler or what stands for it in a test
+        self.state = State.WAITING
+        self.prompt_tokens = len(request.prompt_ids)
+        self.limit_tokens = limit_tokens
+        self.need_pages = -(-limit_tokens // page_tokens)
+        self.lease: Lease | None = None
+        self.tokens = np.asarray(
+            request.prompt_ids, np.int32
+        )  # (prompt_tokens,); (limit_tokens,) once admitted
+        self.num_known = self.prompt_tokens
+        self.num_computed = 0
+        self.completion_tokens = 0
+        self.num_bypassed = 0  # later requests that were admitted before this one
+        self.submitted_s = submitted_s
+        self.admitted_s: float | None = None
+        self.first_token_s: float | None = None
+
+    @property
+    def num_wanted(self) -> int:
+        """Tokens that are known and not computed: at least 1 while running."""
+        return self.num_known - self.num_computed
+
+    def move(self, trigger: Trigger) -> None:
+        """Take a transition of the table."""
+        self.state = next_state(self.state, trigger)
+
+    def admit(self, lease: Lease, now_s: float) -> None:
+        """Enter a session: from here on it holds `lease` and room for all its tokens."""
+        self.move(Move.ADMIT)
+        self.lease = lease
+        self.admitted_s = now_s
+        tokens = np.empty(self.limit_tokens, np.int32)
+        tokens[: self.prompt_tokens] = self.tokens
+        self.tokens = tokens
+
+    def append(self, token_id: int, now_s: float) -> None:
+        """Add a sampled token, which the next step has to compute."""
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.tokens[self.num_known] = token_id
+        self.num_known += 1
+        self.completion_tokens += 1
+
+    def finish(self, reason: FinishReason, now_s: float, error: str | None = None) -> FinishEvent:
+        """End it and say so; the lease stays for the caller to release."""
+        self.move(reason)
+        admitted_s = self.admitted_s if self.admitted_s is not None else now_s
+        first_token_s = self.first_token_s if self.first_token_s is not None else now_s
+        return FinishEvent(
+            request_id=self.request.id,
+            reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            queue_ms=1e3 * (admitted_s - self.submitted_s),
+            prefill_ms=1e3 * (first_token_s - admitted_s),
+            decode_ms=1e3 * (now_s - first_token_s),
+            error=error,
+        )

@@ -1,0 +1,364 @@
+"""The engine: one thread that owns the model and advances every request together.
+
+    submit, cancel  --inbox-->  [ drain -> expire -> schedule -> model.step -> apply ] --sink(events)-->  caller
+    (any thread)                            the engine's thread
+
+The loop holds the lock only while it takes the inbox and while it publishes its counters; a step runs without it.
+Everything between two steps happens there, so a cancelled or expired request has given back its pages before the next
+step begins.  An idle engine sleeps on a condition and uses no CPU.
+
+Every accepted request ends with exactly one FinishEvent.  Also where a step raises: then the engine fails as a whole,
+every request is told, and `submit` refuses from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.admission import EngineModel, SamplerFactory, check_request, make_sampler, native_sampler
+from runtime.errors import EngineStoppedError, ModelChangedError, QueueFullError, RequestError
+from runtime.pacing import LiveRates, StepPacer
+from runtime.pages import PagePool
+from runtime.request import (
+    ERROR_ENGINE_FAILED,
+    ERROR_ENGINE_STOPPED,
+    ERROR_MODEL_FILE_CHANGED,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Request,
+)
+from runtime.scheduler import Scheduler
+from runtime.step_plan import StepPlan
+
+_log = logging.getLogger(__name__)
+
+# A Python thread that wants the interpreter back waits up to this long for another one that is busy.  The default of
+# 5 ms would be added to every step whenever the server's own thread works; switching ten times as often costs it little.
+_SWITCH_INTERVAL_S = 0.0005
+_JOIN_GRACE_S = 10.0  # a step that began before the drain deadline may still have to end
+_CHECK_INTERVAL_S = 10.0
+_RUN_SMOOTHING = 0.1  # weight of the newest request in the estimate of how long one runs
+_RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1.0, 60.0
+
+Sink = Callable[[list[Event]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of the engine, for metrics and the watchdog."""
+
+    running: int  # requests that hold a session
+    waiting: int  # requests that wait for one
+    pages_total: int  # KV pages of the arena
+    pages_used: int  # pages that hold keys and values
+    pages_reserved: int  # pages promised to running requests, used ones included
+    prompt_tokens_total: int  # prompt tokens computed since the start
+    generation_tokens_total: int  # tokens sampled since the start
+    steps_total: int
+    prompt_tokens_per_s: float  # over the last 5 seconds
+    generation_tokens_per_s: float
+    last_step_ms: float
+    last_step_rows: int
+    heartbeat_s: float  # time.monotonic() of the last pass of the loop; now, while the engine is idle
+    failed: str | None  # why the engine failed
+
+
+class Engine:
+    """Runs requests on one model.  All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        model: EngineModel,
+        *,
+        sink: Sink,
+        max_waiting: int = 64,
+        step_budget_ms: float = 250,
+        sampler_factory: SamplerFactory = native_sampler,
+    ) -> None:
+        """`sink` is called from the engine's thread, once a step, with the events of that step in order.
+
+        `max_waiting` bounds the requests that wait for a session; `step_budget_ms` bounds how long a step that answers
+        are waiting for may take.
+        """
+        self._model = model
+        self._sink = sink
+        self._max_waiting = max_waiting
+        self._sampler_factory = sampler_factory
+        settings = model.settings
+        self._pool = PagePool(model.n_pages, settings.sessions)
+        self._scheduler = Scheduler(
+            self._pool,
+            page_tokens=model.page_tokens,
+            context_tokens=model.context_tokens,
+            max_step_rows=settings.max_step_rows,
+        )
+        self._pacer = StepPacer(step_budget_ms, settings.max_step_rows)
+        self._undelivered: list[Event] = []  # events of a call of the sink that has not returned
+        self._checked_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="quantd-engine", daemon=True)
+
+        # The lock guards everything below, and the moment when the inbox moves into the scheduler.
+        self._wake = threading.Condition()
+        self._inbox: deque[tuple[Request, Any, float]] = deque()  # (request, sampler, time of submission)
+        self._cancelled: set[str] = set()
+        self._live: dict[str, Request] = {}  # accepted and without a FinishEvent yet
+        self._drain_until_s: float | None = None  # set once stop was called
+        self._stopped = False  # the thread has ended or never will have begun
+        self._idle = True
+        self._pages = self._pool.statistics()
+        self._failed: str | None = None
+        self._rates = LiveRates()
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._steps = 0
+        self._last_step_ms = 0.0
+        self._last_step_rows = 0
+        self._heartbeat_s = time.monotonic()
+        self._run_s = 1.0  # how long a request holds its session, followed
+
+    # For callers.
+
+    def start(self) -> None:
+        """Start the engine's thread.  Also shortens the interpreter's switch interval, for the whole process."""
+        sys.setswitchinterval(min(_SWITCH_INTERVAL_S, sys.getswitchinterval()))
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Accept a request or say at once why not.
+
+        Raises RequestError (bad value), ContextLengthError (longer than a session), QueueFullError (with the time after
+        which to come back) or EngineStoppedError.  After a return, exactly one FinishEvent will follow.
+        """
+        check_request(request, self._model)
+        sampler = make_sampler(request, self._sampler_factory)
+        with self._wake:
+            self._check_open()
+            self._check_room()
+            if request.id in self._live:
+                raise RequestError("id", f"request id {request.id!r} is in use")
+            self._live[request.id] = request
+            self._inbox.append((request, sampler, time.monotonic()))
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step; nothing happens where it has ended or was never there."""
+        with self._wake:
+            if request_id in self._live:
+                self._cancelled.add(request_id)
+                self._wake.notify()
+
+    def stats(self) -> EngineStats:
+        with self._wake:
+            now_s = time.monotonic()
+            prompt_per_s, generation_per_s = self._rates.rates(now_s)
+            return EngineStats(
+                running=self._scheduler.num_running,
+                waiting=self._scheduler.num_waiting + len(self._inbox),
+                pages_total=self._pages.pages_total,
+                pages_used=self._pages.pages_used,
+                pages_reserved=self._pages.pages_reserved,
+                prompt_tokens_total=self._prompt_tokens,
+                generation_tokens_total=self._generation_tokens,
+                steps_total=self._steps,
+                prompt_tokens_per_s=prompt_per_s,
+                generation_tokens_per_s=generation_per_s,
+                last_step_ms=self._last_step_ms,
+                last_step_rows=self._last_step_rows,
+                heartbeat_s=now_s if self._idle and self._thread.is_alive() else self._heartbeat_s,
+                failed=self._failed,
+            )
+
+    def healthy(self) -> bool:
+        """True while the thread runs and no step has failed; draining is healthy."""
+        return self._thread.is_alive() and self._failed is None
+
+    def stop(self, drain_s: float) -> None:
+        """Take no more requests, end the waiting ones, give running ones `drain_s` seconds, and join the thread.
+
+        A second call may shorten the drain.  Returns when the thread has ended; where a step hangs, some seconds after
+        the drain, with an error in the log.
+        """
+        until_s = time.monotonic() + drain_s
+        with self._wake:
+            self._drain_until_s = (
+                until_s if self._drain_until_s is None else min(until_s, self._drain_until_s)
+            )
+            self._wake.notify()
+        if self._thread.ident is None:
+            self._end(ERROR_ENGINE_STOPPED)
+        elif self._thread is not threading.current_thread():
+            self._thread.join(max(0.0, drain_s) + _JOIN_GRACE_S)
+            if self._thread.is_alive():
+                _log.error("the engine's thread did not end: a step hangs")
+
+    # Refusals of submit, in the caller's thread.
+
+    def _check_open(self) -> None:
+        if self._failed is not None:
+            raise EngineStoppedError(f"the engine failed: {self._failed}")
+        if self._drain_until_s is not None or self._stopped:
+            raise EngineStoppedError("the engine is stopping")
+
+    def _check_room(self) -> None:
+        """Refuse what would wait behind too many; a free session is not waiting."""
+        scheduler = self._scheduler
+        ahead = scheduler.num_waiting + len(self._inbox) - (self._pool.sessions - scheduler.num_running)
+        if ahead >= self._max_waiting:
+            retry_after_s = self._run_s * (ahead + 1) / self._pool.sessions
+            raise QueueFullError(
+                f"{max(ahead, 0)} requests wait for one of {self._pool.sessions} sessions; the limit is {self._max_waiting}",
+                retry_after_s=min(max(retry_after_s, _RETRY_AFTER_MIN_S), _RETRY_AFTER_MAX_S),
+            )
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._pass():
+                pass
+        except BaseException as error:  # noqa: BLE001  whatever it was, nobody may be left waiting
+            _log.error("the engine failed", exc_info=error)
+            changed = isinstance(error, ModelChangedError)
+            self._end(ERROR_MODEL_FILE_CHANGED if changed else ERROR_ENGINE_FAILED, error)
+        else:
+            self._end(ERROR_ENGINE_STOPPED)
+
+    def _pass(self) -> bool:
+        """One turn of the loop: False when the engine is to end."""
+        self._check_when_idle()
+        events, drain_until_s = self._take_inbox()
+        now_s = time.monotonic()
+        events += self._scheduler.expire(now_s)
+        if drain_until_s is not None:
+            events += self._scheduler.fail_waiting(ERROR_ENGINE_STOPPED, now_s)
+        self._emit(events)
+        if drain_until_s is not None and (now_s >= drain_until_s or not self._scheduler.has_work):
+            return False
+        plan = self._scheduler.schedule(self._pacer.row_budget(self._scheduler.num_ready), now_s)
+        if plan is not None:
+            self._step(plan)
+        return True
+
+    def _take_inbox(self) -> tuple[list[Event], float | None]:
+        """Sleep until there is something to do, then move submissions and cancellations into the scheduler.
+
+        Returns the events of the cancellations, and until when the engine drains (None: it does not).
+        """
+        events: list[Event] = []
+        with self._wake:
+            self._idle = True
+            while not (
+                self._inbox or self._cancelled or self._scheduler.has_work or self._drain_until_s is not None
+            ):
+                self._wake.wait()
+            self._idle = False
+            now_s = self._heartbeat_s = time.monotonic()
+            while self._inbox:
+                self._scheduler.add(*self._inbox.popleft())
+            for request_id in self._cancelled:
+                event = self._scheduler.cancel(request_id, now_s)
+                if event is not None:
+                    events.append(event)
+            self._cancelled.clear()
+            return events, self._drain_until_s
+
+    def _step(self, plan: StepPlan) -> None:
+        """Run a planned step and report it."""
+        prompt_rows, decode_rows = self._scheduler.step_rows
+        with self._wake:
+            self._pages = self._pool.statistics()
+        begin_s = time.monotonic()
+        result = self._model.step(plan)
+        end_s = time.monotonic()
+        step_s = end_s - begin_s
+        events = self._scheduler.apply(result, end_s)
+        self._pacer.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
+        sampled = plan.n_out - sum(
+            isinstance(event, FinishEvent) and event.error is not None for event in events
+        )
+        with self._wake:
+            self._steps += 1
+            self._prompt_tokens += prompt_rows
+            self._generation_tokens += sampled
+            self._rates.count(end_s, step_s, prompt_rows, sampled)
+            self._last_step_ms, self._last_step_rows = 1e3 * step_s, plan.n_rows
+        self._emit(events)
+
+    def _emit(self, events: list[Event]) -> None:
+        """Publish what changed, then hand the events over."""
+        with self._wake:
+            self._pages = self._pool.statistics()
+            for event in events:
+                if isinstance(event, FinishEvent):
+                    self._forget(event)
+        if events:
+            self._undelivered = events
+            self._sink(events)
+            self._undelivered = []
+
+    def _forget(self, event: FinishEvent) -> None:
+        """A request has ended: its id is free, and how long it ran tells later ones when to come back."""
+        del self._live[event.request_id]
+        self._cancelled.discard(event.request_id)
+        run_s = 1e-3 * (event.prefill_ms + event.decode_ms)
+        if run_s > 0:
+            self._run_s += _RUN_SMOOTHING * (run_s - self._run_s)
+
+    def _check_when_idle(self) -> None:
+        """Now and then, where nobody waits for it: no page may be lost."""
+        now_s = time.monotonic()
+        if not self._scheduler.has_work and now_s - self._checked_s >= _CHECK_INTERVAL_S:
+            self._checked_s = now_s
+            self._pool.check_integrity()
+
+    def _end(self, error_word: str, cause: BaseException | None = None) -> None:
+        """No step will run any more: end every request, whatever state things are in.
+
+        Where the sink itself raised, the FinishEvents of that call are handed over once more, or their callers would
+        wait for ever.
+        """
+        now_s = time.monotonic()
+        with self._wake:
+            self._stopped, self._idle = True, False
+            if cause is not None:
+                self._failed = f"{type(cause).__name__}: {cause}"
+            events: list[Event] = [event for event in self._undelivered if isinstance(event, FinishEvent)]
+            try:
+                events += self._scheduler.fail_all(error_word, now_s)
+            except Exception:  # noqa: BLE001  the requests below are told all the same
+                _log.exception("the scheduler could not end its requests")
+            ended = {event.request_id for event in events}
+            events += [
+                _failed_event(request, error_word) for id_, request in self._live.items() if id_ not in ended
+            ]
+            self._live.clear()
+            self._inbox.clear()
+            self._cancelled.clear()
+            self._pages = self._pool.statistics()
+        if events:
+            try:
+                self._sink(events)
+            except Exception:  # noqa: BLE001  nobody is left to tell
+                _log.exception("the last events could not be delivered")
+
+
+def _failed_event(request: Request, error_word: str) -> FinishEvent:
+    """The end of a request that the scheduler has not seen or has lost."""
+    return FinishEvent(
+        request_id=request.id,
+        reason=FinishReason.FAILED,
+        prompt_tokens=len(request.prompt_ids),
+        completion_tokens=0,
+        queue_ms=0.0,
+        prefill_ms=0.0,
+        decode_ms=0.0,
+        error=error_word,
+    )

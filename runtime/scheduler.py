@@ -1,0 +1,313 @@
+"""Which sequence advances by how many tokens in the next step.
+
+The scheduler is a synchronous object without clock, I/O or model: times come in as arguments, and a test can drive it
+with a fake model.  It knows no prefill and no decode.  Every running sequence has known tokens (prompt and sampled) and
+computed ones, and wants the second to catch up with the first:
+
+1. Sequences that want one token go first.  These are the answers being generated, and nobody waits for a prompt.
+2. Sequences that want more (prompts) share the rest of the row budget in chunks, round robin: the one that was served
+   longest ago is first in the next step.
+3. Waiting requests are admitted in order of arrival as soon as a session is free and the arena can promise their worst
+   case.  A request that does not fit yet may be passed by smaller ones, `max_bypass` times at most; then all wait for it.
+
+Only a sequence whose last known token is in the step needs logits, and only for that row.  Whatever ends a sequence
+releases its pages at once, so before the next step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from runtime.pages import PagePool
+from runtime.request import (
+    ERROR_NO_TOKEN,
+    ERROR_NON_FINITE_LOGITS,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Move,
+    Request,
+    Sequence,
+    TokenEvent,
+)
+from runtime.step_plan import StepPlan, StepResult
+
+_NO_TOP: tuple[tuple[int, float], ...] = ()
+
+
+class Scheduler:
+    """Owns every sequence from submission to its FinishEvent, and the page pool.  Not thread-safe."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        page_tokens: int,
+        context_tokens: int,
+        max_step_rows: int,
+        max_bypass: int = 8,
+    ) -> None:
+        """`context_tokens` limits one sequence; `max_step_rows` limits one step; buffers for both are taken here."""
+        if page_tokens < 1 or context_tokens < 2 or max_step_rows < 1 or max_bypass < 0:
+            raise ValueError(
+                f"page_tokens {page_tokens}, context_tokens {context_tokens}, max_step_rows {max_step_rows}"
+                f" and max_bypass {max_bypass} must be at least 1, 2, 1 and 0"
+            )
+        self.pool = pool
+        self.page_tokens = page_tokens
+        self.context_tokens = context_tokens
+        self.max_step_rows = max_step_rows
+        self.max_bypass = max_bypass
+        self._waiting: dict[str, Sequence] = {}  # request id -> sequence, in order of arrival
+        self._running: list[Sequence] = []  # the one that was served longest ago first
+        self._by_id: dict[str, Sequence] = {}  # request id -> waiting or running sequence
+        self._in_step: list[Sequence] = []  # sequences of the scheduled step, in order of its rows
+        self._in_step_rows: list[int] = []  # rows of each of them
+        self._in_step_out: list[Sequence] = []  # those with a wanted row, in order of out_rows
+        self._buffers = _Buffers(pool, context_tokens, max_step_rows)
+
+    # For the engine: what is there.
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._by_id)
+
+    @property
+    def num_ready(self) -> int:
+        """Running sequences that want one token only."""
+        return sum(sequence.num_wanted == 1 for sequence in self._running)
+
+    @property
+    def step_rows(self) -> tuple[int, int]:
+        """(prompt rows, rows of answers) of the scheduled step."""
+        prompt = sum(
+            min(n_rows, max(0, sequence.prompt_tokens - sequence.num_computed))
+            for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True)
+        )
+        return prompt, sum(self._in_step_rows) - prompt
+
+    # For the engine: what changes.
+
+    def add(self, request: Request, sampler: Any, now_s: float) -> None:
+        """Queue a request.  The caller has checked that it can ever fit; ValueError where it has not."""
+        sequence = Sequence(
+            request,
+            sampler,
+            limit_tokens=self._limit_tokens(request),
+            page_tokens=self.page_tokens,
+            submitted_s=now_s,
+        )
+        if request.id in self._by_id:
+            raise ValueError(f"request id {request.id!r} is in use")
+        if not sequence.prompt_tokens or request.max_tokens < 1:
+            raise ValueError(f"request {request.id!r} has no prompt or wants no tokens")
+        if sequence.prompt_tokens >= self.context_tokens or sequence.need_pages > self.pool.n_pages:
+            raise ValueError(f"request {request.id!r} can never fit")
+        self._waiting[request.id] = self._by_id[request.id] = sequence
+
+    def cancel(self, request_id: str, now_s: float) -> FinishEvent | None:
+        """End a request between two steps; None where it has ended already or was never there."""
+        sequence = self._by_id.get(request_id)
+        return None if sequence is None else self._finish(sequence, FinishReason.CANCELLED, now_s)
+
+    def expire(self, now_s: float) -> list[Event]:
+        """End every request whose deadline has come, also halfway through its prompt."""
+        due = [
+            sequence
+            for sequence in self._by_id.values()
+            if sequence.request.deadline is not None and sequence.request.deadline <= now_s
+        ]
+        return [self._finish(sequence, FinishReason.DEADLINE, now_s) for sequence in due]
+
+    def fail_waiting(self, error: str, now_s: float) -> list[Event]:
+        """End every request that has no session yet."""
+        return self._fail(list(self._waiting.values()), error, now_s)
+
+    def fail_all(self, error: str, now_s: float) -> list[Event]:
+        """End every request, also those of a scheduled step that will never be applied."""
+        self._forget_step()
+        return self._fail(list(self._by_id.values()), error, now_s)
+
+    def schedule(self, row_budget: int, now_s: float) -> StepPlan | None:
+        """Admit what fits and plan a step of at most `row_budget` rows; None where nothing runs.
+
+        The plan is made of views that are valid until the next call; `apply` must come before it.
+        """
+        if self._in_step:
+            raise RuntimeError("the scheduled step was not applied")
+        self._admit(now_s)
+        if not self._running:
+            return None
+        rows = self._share_rows(max(1, min(row_budget, self.max_step_rows)))
+        return self._plan(rows)
+
+    def apply(self, result: StepResult, now_s: float) -> list[Event]:
+        """Take in what the planned step found: tokens, and the ends that they bring."""
+        for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True):
+            sequence.move(Move.ADVANCE)
+            sequence.num_computed += n_rows
+        sampled = self._in_step_out
+        self._forget_step()
+        events: list[Event] = []
+        token_ids, finite = result.token_ids.tolist(), result.finite.tolist()
+        for index, sequence in enumerate(sampled):
+            token_id = token_ids[index]
+            if not finite[index]:
+                events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NON_FINITE_LOGITS))
+            elif token_id < 0:
+                events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NO_TOKEN))
+            else:
+                events.extend(self._append(sequence, token_id, result, index, now_s))
+        return events
+
+    # Inside.
+
+    def _limit_tokens(self, request: Request) -> int:
+        return min(len(request.prompt_ids) + request.max_tokens, self.context_tokens)
+
+    def _admit(self, now_s: float) -> None:
+        """Move waiting requests into free sessions, by rule 3."""
+        while self._waiting and self.pool.has_session:
+            passed: list[Sequence] = []
+            for sequence in self._waiting.values():
+                if self.pool.fits(sequence.need_pages):
+                    break
+                if sequence.num_bypassed >= self.max_bypass:
+                    return
+                passed.append(sequence)
+            else:
+                return
+            for other in passed:
+                other.num_bypassed += 1
+            del self._waiting[sequence.request.id]
+            sequence.admit(self.pool.reserve(sequence.need_pages), now_s)
+            self._running.append(sequence)
+
+    def _share_rows(self, row_budget: int) -> dict[Sequence, int]:
+        """Rows of each sequence of the step, by rules 1 and 2; reorders the running ones for the next step."""
+        ready = [sequence for sequence in self._running if sequence.num_wanted == 1]
+        behind = deque(sequence for sequence in self._running if sequence.num_wanted > 1)
+        # One row is kept for prompts, so that they move even where answers alone would fill the step.
+        num_ready = (
+            min(len(ready), row_budget - 1) if behind and row_budget > 1 else min(len(ready), row_budget)
+        )
+        rows = dict.fromkeys(ready[:num_ready], 1)
+        rest = row_budget - num_ready
+        satisfied: list[Sequence] = []
+        while behind and rest:
+            sequence = behind.popleft()
+            had = rows.get(sequence, 0)
+            chunk = min(self.page_tokens, rest, sequence.num_wanted - had)
+            rows[sequence] = had + chunk
+            rest -= chunk
+            (satisfied if had + chunk == sequence.num_wanted else behind).append(sequence)
+        self._running = [*ready[num_ready:], *behind, *satisfied, *ready[:num_ready]]
+        return rows
+
+    def _plan(self, rows: dict[Sequence, int]) -> StepPlan:
+        """Take the pages and flatten the step into the buffers."""
+        buffers = self._buffers
+        row = page = index = 0
+        for sequence, n_rows in rows.items():
+            begin, end = sequence.num_computed, sequence.num_computed + n_rows
+            lease = sequence.lease
+            assert lease is not None
+            self.pool.grow(lease, -(-end // self.page_tokens))
+            buffers.tokens[row : row + n_rows] = sequence.tokens[begin:end]
+            buffers.positions[row : row + n_rows] = buffers.counting[begin:end]
+            buffers.pages[page : page + lease.used] = lease.pages[: lease.used]
+            row += n_rows
+            page += lease.used
+            index += 1
+            buffers.seq_starts[index] = row
+            buffers.page_starts[index] = page
+            if end == sequence.num_known:
+                buffers.out_rows[len(self._in_step_out)] = row - 1
+                self._in_step_out.append(sequence)
+        self._in_step, self._in_step_rows = list(rows), list(rows.values())
+        n_out = len(self._in_step_out)
+        return StepPlan(
+            tokens=buffers.tokens[:row],
+            positions=buffers.positions[:row],
+            seq_starts=buffers.seq_starts[: index + 1],
+            page_starts=buffers.page_starts[: index + 1],
+            pages=buffers.pages[:page],
+            out_rows=buffers.out_rows[:n_out],
+            samplers=[sequence.sampler for sequence in self._in_step_out],
+            targets=buffers.targets[:n_out],
+        )
+
+    def _append(
+        self, sequence: Sequence, token_id: int, result: StepResult, index: int, now_s: float
+    ) -> Iterator[Event]:
+        """Add a sampled token; report it unless it is a stop token, and end the sequence where it ends."""
+        sequence.append(token_id, now_s)
+        request = sequence.request
+        if token_id in request.stop_token_ids:
+            yield self._finish(sequence, FinishReason.STOP, now_s)
+            return
+        num_top = request.sampling.top_logprobs
+        if num_top is None:
+            yield TokenEvent(request.id, token_id, None, _NO_TOP)
+        else:
+            top = _top(result, index, num_top)
+            yield TokenEvent(request.id, token_id, float(result.logprobs[index]), top)
+        if sequence.num_known >= sequence.limit_tokens:
+            yield self._finish(sequence, FinishReason.LENGTH, now_s)
+
+    def _fail(self, sequences: Iterable[Sequence], error: str, now_s: float) -> list[Event]:
+        return [self._finish(sequence, FinishReason.FAILED, now_s, error) for sequence in sequences]
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, now_s: float, error: str | None = None
+    ) -> FinishEvent:
+        """End a sequence wherever it is and give back what it held."""
+        if self._in_step:
+            raise RuntimeError("a request cannot end inside a step")
+        event = sequence.finish(reason, now_s, error)
+        del self._by_id[sequence.request.id]
+        if sequence.lease is None:
+            del self._waiting[sequence.request.id]
+        else:
+            self._running.remove(sequence)
+            self.pool.release(sequence.lease)
+        return event
+
+    def _forget_step(self) -> None:
+        self._in_step, self._in_step_rows, self._in_step_out = [], [], []
+
+
+class _Buffers:
+    """What plans are views of; taken once, so that planning a step allocates no arrays."""
+
+    def __init__(self, pool: PagePool, context_tokens: int, max_step_rows: int) -> None:
+        max_seqs = min(pool.sessions, max_step_rows)
+        self.tokens = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
+        self.positions = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
+        self.seq_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
+        self.page_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
+        self.pages = np.empty(pool.n_pages, np.int32)  # (n_pages,)
+        self.out_rows = np.empty(max_seqs, np.int32)  # (max_seqs,)
+        self.targets = np.full(max_seqs, -1, np.int32)  # (max_seqs,)
+        self.counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...
+
+
+def _top(result: StepResult, index: int, num_top: int) -> tuple[tuple[int, float], ...]:
+    """The best `num_top` alternatives of a row, without the padding."""
+    ids = result.top_ids[index, :num_top].tolist()
+    logprobs = result.top_logprobs[index, :num_top].tolist()
+    return tuple(
+        (token_id, logprob) for token_id, logprob in zip(ids, logprobs, strict=True) if token_id >= 0
+    )
