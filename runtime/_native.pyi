@@ -93,7 +93,13 @@ def store_kv(level: str, x: Floats, kv_type: str) -> Bytes:
     """One key or value vector x (head_dim) as it is cached; kv_type "f16" or "q8_0"."""
 
 def attention(
-    level: str, q: Floats, k: Floats, v: Floats, kv_type: str, page_tokens: int = 32, scale: float | None = None
+    level: str,
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    kv_type: str,
+    page_tokens: int = 32,
+    scale: float | None = None,
 ) -> Floats:
     """One query row q (n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): (n_heads, head_dim).
 

@@ -1,0 +1,168 @@
+"""A model without weights: its "keys and values" are the tokens themselves, kept in pages like the real ones.
+
+The next token is a hash of everything that the sequence's page table leads to, so a wrong page, a wrong position or a page
+that two sequences share changes the answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runtime.memory import RuntimeSettings
+from runtime.request import Event, FinishEvent, Request, TokenEvent
+from runtime.sampling import SamplingParams
+from runtime.step_plan import MAX_TOP_LOGPROBS, StepPlan, StepResult
+
+N_VOCAB = 97
+
+
+class FakeSampler:
+    def __init__(self, params: SamplingParams) -> None:
+        if params.temperature < 0:
+            raise ValueError("temperature is negative")
+        self.params = params
+        self.accepted: list[int] = []
+
+    def accept(self, token_ids: list[int]) -> None:
+        self.accepted += token_ids
+
+
+def next_token(history: list[int], seed: int = 0) -> int:
+    value = 17 + seed
+    for token in history:
+        value = (value * 31 + token + 1) % 1_000_003
+    return value % N_VOCAB
+
+
+def answer_alone(request: Request) -> list[int]:
+    """What a model that computes one request at a time would emit, the stop token included."""
+    history = list(request.prompt_ids)
+    while len(history) < len(request.prompt_ids) + request.max_tokens:
+        history.append(next_token(history, request.sampling.seed))
+        if history[-1] in request.stop_token_ids:
+            break
+    return history[len(request.prompt_ids) :]
+
+
+@dataclass
+class FakeConfig:
+    n_vocab: int = N_VOCAB
+
+
+@dataclass
+class FakeModel:
+    """`gate`, where given, is acquired before each step, so that a test decides when the engine may go on."""
+
+    n_pages: int = 16
+    page_tokens: int = 4
+    context_tokens: int = 32
+    settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(sessions=4, max_step_rows=64))
+    config: FakeConfig = field(default_factory=FakeConfig)
+    gate: threading.Semaphore | None = None
+    poison: int = -1  # a history with this token gives non-finite logits
+    error: Exception | None = None  # raised by the next step
+
+    def __post_init__(self) -> None:
+        self.cells = np.full((self.n_pages, self.page_tokens), -1, np.int64)
+        self.steps: list[list[int]] = []  # rows of each sequence of each step
+        self.in_step = threading.Event()
+
+    def step(self, plan: StepPlan) -> StepResult:
+        self.in_step.set()
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=20)
+        self.in_step.clear()
+        if self.error is not None:
+            raise self.error
+        check_plan(plan)
+        n_out = plan.n_out
+        result = StepResult(
+            token_ids=np.full(n_out, -1, np.int32),
+            logprobs=np.zeros(n_out, np.float32),
+            target_logprobs=np.zeros(n_out, np.float32),
+            top_ids=np.full((n_out, MAX_TOP_LOGPROBS), -1, np.int32),
+            top_logprobs=np.zeros((n_out, MAX_TOP_LOGPROBS), np.float32),
+            finite=np.ones(n_out, np.uint8),
+        )
+        outputs = {int(row): index for index, row in enumerate(plan.out_rows)}
+        for i in range(plan.n_seqs):
+            pages = plan.pages[plan.page_starts[i] : plan.page_starts[i + 1]]
+            for row in range(plan.seq_starts[i], plan.seq_starts[i + 1]):
+                position = int(plan.positions[row])
+                self.cells[pages[position // self.page_tokens], position % self.page_tokens] = plan.tokens[
+                    row
+                ]
+                if row not in outputs:
+                    continue
+                history = self.cells[pages].reshape(-1)[: position + 1].tolist()
+                index = outputs[row]
+                sampler = plan.samplers[index]
+                result.token_ids[index] = next_token(history, sampler.params.seed)
+                result.logprobs[index] = -0.5
+                result.top_ids[index, :3] = [result.token_ids[index], 1, 2]
+                result.top_logprobs[index, :3] = [-0.5, -1.5, -2.5]
+                result.finite[index] = self.poison not in history
+        self.steps.append(np.diff(plan.seq_starts).tolist())
+        return result
+
+
+def check_plan(plan: StepPlan) -> None:
+    """The promises of StepPlan."""
+    arrays = [
+        plan.tokens,
+        plan.positions,
+        plan.seq_starts,
+        plan.page_starts,
+        plan.pages,
+        plan.out_rows,
+        plan.targets,
+    ]
+    assert all(array.dtype == np.int32 and array.flags.c_contiguous for array in arrays)
+    assert plan.seq_starts[0] == plan.page_starts[0] == 0
+    assert plan.seq_starts[-1] == plan.n_rows == len(plan.positions) > 0
+    assert plan.page_starts[-1] == len(plan.pages)
+    assert len(set(plan.pages.tolist())) == len(plan.pages)
+    assert (np.diff(plan.seq_starts) > 0).all()
+    for begin, end in zip(plan.seq_starts[:-1], plan.seq_starts[1:], strict=True):
+        assert (np.diff(plan.positions[begin:end]) == 1).all()
+    assert set(plan.out_rows.tolist()) <= set((plan.seq_starts[1:] - 1).tolist())
+    assert plan.n_out == len(plan.samplers) == len(plan.targets)
+    assert (plan.targets == -1).all()
+
+
+class Collector:
+    """A sink that sorts events by request and checks that nothing follows the FinishEvent."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.tokens: dict[str, list[TokenEvent]] = {}
+        self.finished: dict[str, FinishEvent] = {}
+        self.calls = 0
+
+    def __call__(self, events: list[Event]) -> None:
+        with self._changed:
+            self.calls += 1
+            for event in events:
+                assert event.request_id not in self.finished, "an event after the last one"
+                if isinstance(event, FinishEvent):
+                    self.finished[event.request_id] = event
+                else:
+                    self.tokens.setdefault(event.request_id, []).append(event)
+            self._changed.notify_all()
+
+    def ids(self, request_id: str) -> list[int]:
+        return [event.token_id for event in self.tokens.get(request_id, [])]
+
+    def wait(self, *request_ids: str, timeout_s: float = 20) -> list[FinishEvent]:
+        with self._changed:
+            assert self._changed.wait_for(
+                lambda: all(id_ in self.finished for id_ in request_ids), timeout_s
+            ), f"unfinished: {[id_ for id_ in request_ids if id_ not in self.finished]}"
+            return [self.finished[id_] for id_ in request_ids]
+
+    def wait_tokens(self, request_id: str, count: int, timeout_s: float = 20) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.tokens.get(request_id, [])) >= count, timeout_s)
