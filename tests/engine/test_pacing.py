@@ -1,0 +1,67 @@
+import pytest
+
+from runtime.pacing import LiveRates, StepPacer
+
+
+def test_before_anything_is_measured_steps_are_small():
+    pacer = StepPacer(250, 256)
+    assert pacer.row_budget(0) == 64
+    assert pacer.row_budget(3) == 3 + 16
+
+
+def test_prompts_get_the_time_that_answers_leave():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=4, prompt_rows=0, step_ms=50)
+    pacer.measured(decode_rows=4, prompt_rows=20, step_ms=150)  # 5 ms a prompt row
+    assert pacer.row_budget(4) == 4 + 40
+    assert pacer.row_budget(0) == 200  # four budgets, where nobody's answer waits
+
+
+def test_prompts_always_get_some_rows_and_never_too_many():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=4, prompt_rows=0, step_ms=900)
+    pacer.measured(decode_rows=0, prompt_rows=64, step_ms=6400)
+    assert pacer.row_budget(4) == 4 + 16
+    assert pacer.row_budget(0) == 16
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=0, prompt_rows=64, step_ms=0.0)
+    assert pacer.row_budget(0) == pacer.row_budget(5) == 256
+
+
+def test_a_few_prompt_rows_say_little_about_their_cost():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=0, prompt_rows=2, step_ms=100)
+    assert pacer.prompt_row_ms is None
+
+
+def test_the_pacer_follows_a_machine_that_slows_down():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=0, prompt_rows=100, step_ms=100)
+    for _ in range(40):
+        pacer.measured(decode_rows=0, prompt_rows=100, step_ms=1000)
+    assert pacer.prompt_row_ms == pytest.approx(10, rel=0.01)
+
+
+def test_rates_over_the_last_seconds():
+    rates = LiveRates()
+    assert rates.rates(1000.0) == (0.0, 0.0)
+    for i in range(100):
+        rates.count(1000.0 + 0.1 * i, 0.1, 5, 2)
+    prompt, generated = rates.rates(1009.9)
+    assert prompt == pytest.approx(50, rel=0.15)
+    assert generated == pytest.approx(20, rel=0.15)
+    assert rates.rates(1020.0) == (0.0, 0.0)
+
+
+def test_the_first_second_after_a_pause_is_not_diluted():
+    rates = LiveRates()
+    rates.count(1000.0, 0.1, 10, 0)
+    for i in range(20):
+        rates.count(2000.0 + 0.05 * i, 0.05, 0, 1)
+    assert rates.rates(2000.95)[1] == pytest.approx(20, rel=0.15)
+
+
+def test_a_step_longer_than_the_window_does_not_look_fast():
+    rates = LiveRates()
+    rates.count(1000.0, 10.0, 100, 0)
+    assert rates.rates(1000.0)[0] == pytest.approx(10)
