@@ -32,8 +32,8 @@ class GgufFile:
     def kind(self, key: str) -> str:
         """Return the type of a value: "u32", "string", "array[string]"; KeyError when absent."""
 
-    def get(self, key: str) -> MetadataValue:
-        """Convert one value, arrays to lists; text with invalid UTF-8 uses surrogateescape; KeyError when absent."""
+    def get(self, key: str, max_elements: int | None = None) -> MetadataValue:
+        """Convert one value, arrays (or their first max_elements) to lists; text with invalid UTF-8 uses surrogateescape; KeyError when absent."""
 
     def length(self, key: str) -> int:
         """Return the number of elements of an array without converting it, 1 for other values."""

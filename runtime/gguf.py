@@ -103,6 +103,10 @@ class ModelFile:
         """Return a value as it is, `default` when the key is absent."""
         return self._metadata.get(key) if key in self._keys else default
 
+    def head(self, key: str, max_elements: int) -> MetadataValue | None:
+        """Return a value as it is, of an array only the first elements; None when the key is absent."""
+        return self._metadata.get(key, max_elements) if key in self._keys else None
+
     def integer(
         self,
         key: str,

@@ -1,10 +1,13 @@
 // GGUF files for Python: runtime._native.GgufFile, type_traits.  See gguf.h for the format and its checks.
 #include "bindings.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <system_error>
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
@@ -64,18 +67,20 @@ PyObject* new_number(const GgufFile& file, const KeyValue& value, uint64_t index
     return nullptr;
 }
 
-// The declared count is safe to allocate: open() has seen at least one byte of the file for each element.
-nb::object to_list(const GgufFile& file, const KeyValue& value) {
-    nb::object list = steal_or_throw(PyList_New(static_cast<Py_ssize_t>(value.count)));
+// At most max_elements of an array.  Its count is safe to allocate: open() has seen at least one byte of the
+// file for each element.
+nb::object to_list(const GgufFile& file, const KeyValue& value, uint64_t max_elements) {
+    const uint64_t count = std::min(value.count, max_elements);
+    nb::object list = steal_or_throw(PyList_New(static_cast<Py_ssize_t>(count)));
     Py_ssize_t index = 0;
     auto append = [&](PyObject* item) {
         if (item == nullptr) throw nb::python_error();
         PyList_SetItem(list.ptr(), index++, item);
     };
     if (value.element == Kind::STRING) {
-        file.for_each_string(value, [&](std::string_view text) { append(new_text(text)); });
+        file.for_each_string(value, count, [&](std::string_view text) { append(new_text(text)); });
     } else {
-        for (uint64_t i = 0; i < value.count; ++i) append(new_number(file, value, i));
+        for (uint64_t i = 0; i < count; ++i) append(new_number(file, value, i));
     }
     return list;
 }
@@ -86,13 +91,13 @@ const KeyValue& require_key(const GgufFile& file, std::string_view key) {
     return *value;
 }
 
-nb::object get(const GgufFile& file, std::string_view key) {
+nb::object get(const GgufFile& file, std::string_view key, std::optional<uint64_t> max_elements) {
     const KeyValue& value = require_key(file, key);
     nb::object out;
     if (value.kind == Kind::ARRAY) {
-        out = to_list(file, value);
+        out = to_list(file, value, max_elements.value_or(UINT64_MAX));
     } else if (value.kind == Kind::STRING) {
-        file.for_each_string(value, [&](std::string_view view) { out = steal_or_throw(new_text(view)); });
+        file.for_each_string(value, 1, [&](std::string_view view) { out = steal_or_throw(new_text(view)); });
     } else {
         out = steal_or_throw(new_number(file, value, 0));
     }
@@ -183,7 +188,7 @@ void init_gguf(nb::module_& m) {
         .def_prop_ro("data_offset", &GgufFile::data_offset)
         .def("keys", &keys)
         .def("kind", &kind, "key"_a)
-        .def("get", &get, "key"_a)
+        .def("get", &get, "key"_a, "max_elements"_a = nb::none())
         .def("length", &length, "key"_a)
         .def("offset", &offset, "key"_a)
         .def("tensors", &tensors)

@@ -122,12 +122,12 @@ class GgufFile {
         return out;
     }
 
-    // Calls visit(std::string_view) for each string of a string or array of strings, in order.  The views lie
-    // in the mapping.  Throws ModelFormatError when the file has changed since it was opened.
+    // Calls visit(std::string_view) for the first max_count strings of a string or array of strings.  The
+    // views lie in the mapping.  Throws ModelFormatError when the file has changed since it was opened.
     template <typename Visit>
-    void for_each_string(const KeyValue& value, Visit&& visit) const {
+    void for_each_string(const KeyValue& value, uint64_t max_count, Visit&& visit) const {
         uint64_t position = value.offset;
-        for (uint64_t i = 0; i < value.count; ++i) {
+        for (uint64_t i = 0; i < value.count && i < max_count; ++i) {
             std::string_view text = string_at(value, position);
             position += sizeof(uint64_t) + text.size();
             visit(text);
