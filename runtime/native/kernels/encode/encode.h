@@ -1,0 +1,55 @@
+// Block encoders of the quantizer: floats to GGUF blocks.
+//
+// Every level compiles the same source (level.h) with vectors of its own width.  All arithmetic is
+// elementwise over 16 lanes, one lane a sub-block, in a written order and without contraction, so every level
+// gives the same bytes.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace quantd::encode {
+
+// Encodes n_blocks consecutive blocks: x (n_blocks * block_elements) finite floats, |x| <= max_abs(type).
+using EncodeFn = void (*)(const float* x, uint8_t* out, int64_t n_blocks);
+
+struct Encoders {
+    const char* level;  // "scalar", "avx2", "avx512vnni"
+
+    // Source elements of F32, F16 or BF16 (little-endian, any alignment) to floats.  Gives the bits of the
+    // largest |x|: 0x7f800000 and more mean that an infinity or a NaN is among them.  nullptr: not a source
+    // type.
+    uint32_t (*load[kMaxTypes])(const uint8_t* source, float* out, int64_t n);
+
+    // nullptr: no encoder for this type.
+    EncodeFn encode[kMaxTypes];
+};
+
+// Largest |x| that the type's encoder takes: beyond it a scale would leave f16.
+inline float max_abs(Type type) {
+    switch (type) {
+        case Type::Q8_0:
+            return 65504.0f * 127.0f;
+        case Type::Q5_0:
+            return 65504.0f * 14.0f;  // the search may take a scale somewhat above max / 16
+        case Type::Q6_K:
+            return 1e8f;  // 65504 * 127 * 31 less room for the search
+        case Type::Q4_K:
+        case Type::Q5_K:
+            return 65504.0f * 60.0f;  // dmin * 63 holds the minimum
+        default:
+            return 65504.0f;  // F16 itself; the minimum of Q5_1 is stored as it is
+    }
+}
+
+extern const Encoders kScalar;
+#if defined(__x86_64__)
+extern const Encoders kAvx2;
+extern const Encoders kAvx512Vnni;
+#endif
+
+// The encoders of a level that this CPU has; nullptr or "" picks the best.  Throws std::invalid_argument.
+const Encoders& encoders_for(const char* level);
+
+}  // namespace quantd::encode

@@ -1,0 +1,90 @@
+// Sixteen float lanes as whole native vectors.  Included by level.h only, into its unnamed namespace: code
+// that was compiled for a wide CPU must never be picked by the linker for a narrow one.
+
+constexpr int kLanes = 16;
+constexpr int kPartFloats = QUANTD_ENCODE_VECTOR_FLOATS;  // floats of one native vector
+constexpr int kParts = kLanes / kPartFloats;
+
+#define QUANTD_INLINE inline __attribute__((always_inline))
+
+typedef float Part __attribute__((vector_size(kPartFloats * sizeof(float))));
+typedef int32_t PartBits __attribute__((vector_size(kPartFloats * sizeof(float))));
+
+struct Lanes {
+    Part part[kParts];
+};
+struct Mask {
+    PartBits part[kParts];  // -1 where true
+};
+
+#define QUANTD_LANES_BINARY(name, expression)                  \
+    QUANTD_INLINE Lanes name(const Lanes& a, const Lanes& b) { \
+        Lanes r;                                               \
+        for (int p = 0; p < kParts; ++p) {                     \
+            const Part u = a.part[p], v = b.part[p];           \
+            r.part[p] = expression;                            \
+        }                                                      \
+        return r;                                              \
+    }
+QUANTD_LANES_BINARY(operator+, u + v)
+QUANTD_LANES_BINARY(operator-, u - v)
+QUANTD_LANES_BINARY(operator*, u* v)
+QUANTD_LANES_BINARY(operator/, u / v)
+QUANTD_LANES_BINARY(smaller, u < v ? u : v)
+QUANTD_LANES_BINARY(larger, u > v ? u : v)
+#undef QUANTD_LANES_BINARY
+
+QUANTD_INLINE Mask operator<(const Lanes& a, const Lanes& b) {
+    Mask r;
+    for (int p = 0; p < kParts; ++p) r.part[p] = a.part[p] < b.part[p];
+    return r;
+}
+
+QUANTD_INLINE Mask operator&(const Mask& a, const Mask& b) {
+    Mask r;
+    for (int p = 0; p < kParts; ++p) r.part[p] = a.part[p] & b.part[p];
+    return r;
+}
+
+QUANTD_INLINE Lanes select(const Mask& mask, const Lanes& yes, const Lanes& no) {
+    Lanes r;
+    for (int p = 0; p < kParts; ++p) r.part[p] = mask.part[p] ? yes.part[p] : no.part[p];
+    return r;
+}
+
+QUANTD_INLINE Lanes all(float value) {
+    Lanes r;
+    for (int p = 0; p < kParts; ++p) r.part[p] = Part{} + value;
+    return r;
+}
+
+QUANTD_INLINE Lanes absolute(const Lanes& a) {
+    Lanes r;
+    for (int p = 0; p < kParts; ++p) r.part[p] = (Part)((PartBits)a.part[p] & 0x7fffffff);
+    return r;
+}
+
+// To the nearest integer, ties to even; |a| < 2^22.  Adding 1.5 * 2^23 leaves no bits for a fraction.
+QUANTD_INLINE Lanes nearest(const Lanes& a) {
+    const Lanes magic = all(12582912.0f);
+    return (a + magic) - magic;
+}
+
+QUANTD_INLINE float get(const Lanes& a, int lane) { return a.part[lane / kPartFloats][lane % kPartFloats]; }
+QUANTD_INLINE void set(Lanes& a, int lane, float value) {
+    a.part[lane / kPartFloats][lane % kPartFloats] = value;
+}
+
+QUANTD_INLINE Lanes square_root(const Lanes& a) {
+    Lanes r;
+    for (int lane = 0; lane < kLanes; ++lane) set(r, lane, __builtin_sqrtf(get(a, lane)));
+    return r;
+}
+
+// tile[i] lane = x[lane * kElements + i]: sixteen runs of consecutive floats side by side.
+template <int kElements>
+QUANTD_INLINE void transpose(const float* x, Lanes* tile) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+        for (int i = 0; i < kElements; ++i) set(tile[i], lane, x[lane * kElements + i]);
+    }
+}

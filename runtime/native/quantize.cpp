@@ -1,0 +1,130 @@
+#include "quantize.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "kernels/encode/encode.h"
+
+namespace quantd {
+namespace encode {
+
+const Encoders& encoders_for(const char* level) {
+    const Encoders* usable[3] = {&kScalar, nullptr, nullptr};
+    int count = 1;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+        usable[count++] = &kAvx2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512vnni")) {
+            usable[count++] = &kAvx512Vnni;
+        }
+    }
+#endif
+    if (level == nullptr || *level == '\0') return *usable[count - 1];
+    for (int i = 0; i < count; ++i) {
+        if (std::string_view(level) == usable[i]->level) return *usable[i];
+    }
+    throw std::invalid_argument(std::string("CPU level '") + level +
+                                "' is unknown or not available on this CPU");
+}
+
+}  // namespace encode
+
+namespace {
+
+// Elements of one task: the floats stay in the first-level cache.  A multiple of sixteen blocks of every
+// type.
+constexpr int64_t kTaskElements = 8192;
+
+// Subnormal numbers count: a library that switched flush-to-zero on in the calling thread must not change the
+// bytes.
+class DefaultFloatMode {
+  public:
+#if defined(__x86_64__)
+    DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+    ~DefaultFloatMode() { _mm_setcsr(saved_); }
+
+  private:
+    unsigned saved_;
+#endif
+};
+
+void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders, std::atomic<int64_t>& next_task,
+               std::atomic<int64_t>& first_fault) {
+    const DefaultFloatMode float_mode;
+    const TypeTraits& source = type_traits(job.source_type);
+    const TypeTraits& target = type_traits(job.target_type);
+    const auto load = encoders.load[static_cast<uint32_t>(job.source_type)];
+    const auto encode = encoders.encode[static_cast<uint32_t>(job.target_type)];
+    const float max_abs = encode::max_abs(job.target_type);
+    const int64_t total = job.n_rows * job.n_cols;
+    alignas(64) float x[kTaskElements];
+    while (first_fault.load(std::memory_order_relaxed) == total) {
+        const int64_t begin = next_task.fetch_add(1) * kTaskElements;
+        if (begin >= total) return;
+        const int64_t n = std::min(kTaskElements, total - begin);
+        const uint32_t largest = load(job.source + begin * source.block_bytes, x, n);
+        float largest_value;
+        std::memcpy(&largest_value, &largest, sizeof(largest_value));
+        if (!(largest_value <= max_abs)) {
+            const auto is_bad = [&](float value) { return !(std::fabs(value) <= max_abs); };
+            const int64_t fault = begin + (std::find_if(x, x + n, is_bad) - x);
+            int64_t known = first_fault.load();
+            while (fault < known && !first_fault.compare_exchange_weak(known, fault)) {
+            }
+            return;
+        }
+        encode(x, job.out + begin / target.block_elements * target.block_bytes, n / target.block_elements);
+    }
+}
+
+}  // namespace
+
+QuantizeFault quantize_rows(const QuantizeRows& job) {
+    const encode::Encoders& encoders = encode::encoders_for(job.level);
+    const auto source_id = static_cast<uint32_t>(job.source_type),
+               target_id = static_cast<uint32_t>(job.target_type);
+    if (source_id >= kMaxTypes || encoders.load[source_id] == nullptr) {
+        throw std::invalid_argument("source type must be F32, F16 or BF16");
+    }
+    if (target_id >= kMaxTypes || encoders.encode[target_id] == nullptr) {
+        throw std::invalid_argument(std::string("no encoder for type ") + type_traits(target_id).name);
+    }
+    const int64_t total = job.n_rows * job.n_cols;
+    // Tasks are handed out in order and every one that was handed out is finished, so the smallest fault is
+    // exact.
+    std::atomic<int64_t> next_task{0}, first_fault{total};
+    const int64_t n_tasks = (total + kTaskElements - 1) / kTaskElements;
+    const auto n_threads =
+        static_cast<int>(std::clamp<int64_t>(job.n_threads, 1, std::max<int64_t>(n_tasks, 1)));
+    {
+        std::vector<std::jthread> helpers;
+        helpers.reserve(static_cast<size_t>(n_threads - 1));
+        for (int i = 1; i < n_threads; ++i) {
+            helpers.emplace_back([&] { run_tasks(job, encoders, next_task, first_fault); });
+        }
+        run_tasks(job, encoders, next_task, first_fault);
+    }
+    QuantizeFault fault;
+    if (const int64_t element = first_fault.load(); element < total) {
+        const TypeTraits& source = type_traits(job.source_type);
+        fault.row = element / job.n_cols;
+        fault.column = element % job.n_cols;
+        encoders.load[source_id](job.source + element * source.block_bytes, &fault.value, 1);
+    }
+    return fault;
+}
+
+}  // namespace quantd

@@ -1,0 +1,33 @@
+// Rows of a tensor to another type, on all cores.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "types.h"
+
+namespace quantd {
+
+struct QuantizeRows {
+    const uint8_t* source;  // (n_rows, n_cols) F32, F16 or BF16, without gaps
+    Type source_type;
+    int64_t n_rows;
+    int64_t n_cols;  // a multiple of the target's block
+    Type target_type;
+    uint8_t* out;       // (n_rows, n_cols) in the target's blocks, without gaps
+    int n_threads;      // >= 1
+    const char* level;  // nullptr: the best of this CPU
+};
+
+// The first element that cannot be quantized; row < 0: none.
+struct QuantizeFault {
+    int64_t row = -1;
+    int64_t column = -1;
+    float value = 0.0f;  // not finite, or beyond what the type's f16 scale can carry
+};
+
+// The same bytes for every thread count and level.  On a fault the contents of `out` are unspecified.
+// Throws std::invalid_argument for types without a loader or encoder and for an unknown level.
+QuantizeFault quantize_rows(const QuantizeRows& job);
+
+}  // namespace quantd
