@@ -114,3 +114,21 @@ def rope(level: str, x: Floats, cos: Floats, sin: Floats, interleaved: bool) -> 
 
 def swiglu(level: str, gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up, elementwise over (n)."""
+# --- Block encoders of the quantizer (bind_quantize.cpp) ----------------------------------------------------------
+
+def quantize_rows(
+    source: NDArray[np.uint8],
+    source_type: int,
+    n_rows: int,
+    n_cols: int,
+    target_type: int,
+    out: NDArray[np.uint8],
+    n_threads: int,
+    level: str | None = None,
+) -> tuple[int, int, float] | None:
+    """Encode rows of F32, F16 or BF16 into blocks of another type, on n_threads cores, without the GIL.
+
+    source and out are contiguous 1-D arrays of exactly the bytes of (n_rows, n_cols).  The same bytes come out for
+    every thread count and CPU level.  Gives (row, column, value) of the first element that is not finite or beyond
+    the type's range, with out unspecified, else None.  ValueError for wrong sizes, types or level.
+    """

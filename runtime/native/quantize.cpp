@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -32,6 +33,7 @@ const Encoders& encoders_for(const char* level) {
         }
     }
 #endif
+    if (level == nullptr) level = std::getenv("QUANTD_CPU_LEVEL");
     if (level == nullptr || *level == '\0') return *usable[count - 1];
     for (int i = 0; i < count; ++i) {
         if (std::string_view(level) == usable[i]->level) return *usable[i];

@@ -16,7 +16,7 @@ struct QuantizeRows {
     Type target_type;
     uint8_t* out;       // (n_rows, n_cols) in the target's blocks, without gaps
     int n_threads;      // >= 1
-    const char* level;  // nullptr: the best of this CPU
+    const char* level;  // nullptr: QUANTD_CPU_LEVEL, else the best of this CPU
 };
 
 // The first element that cannot be quantized; row < 0: none.

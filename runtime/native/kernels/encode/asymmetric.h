@@ -47,18 +47,21 @@ QUANTD_INLINE void try_candidate(const Sub32& sub, const Lanes& base, const Lane
         sum_qq = sum_qq + wq * q;
         sum_qx = sum_qx + wq * sub.x[i];
     }
-    const Lanes determinant = sub.sum_w * sum_qq - sum_q * sum_q;
-    const Mask solvable = zero < determinant;
-    const Lanes divisor = select(solvable, determinant, all(1.0f));
+    // Without a spread of q the determinant is nothing but rounding: then only a fit through zero is left.
+    const Lanes product = sub.sum_w * sum_qq;
+    const Lanes determinant = product - sum_q * sum_q;
+    Mask usable = product * all(3e-6f) < determinant;
+    const Lanes divisor = select(usable, determinant, all(1.0f));
     Lanes scale = (sub.sum_w * sum_qx - sub.sum_wx * sum_q) / divisor;
     Lanes minimum = (sum_qq * sub.sum_wx - sum_q * sum_qx) / divisor;
     if (kBounded) {
-        const Mask above = zero < minimum;
-        scale = select(above, sum_qx / select(zero < sum_qq, sum_qq, all(1.0f)), scale);
-        minimum = select(above, zero, minimum);
+        const Mask inside = usable & (minimum < zero);
+        usable = zero < sum_qq;
+        scale = select(inside, scale, sum_qx / select(usable, sum_qq, all(1.0f)));
+        minimum = select(inside, minimum, zero);
     }
     const Lanes error = sub.sum_wxx - scale * sum_qx - minimum * sub.sum_wx;
-    const Mask better = (error < best.error) & solvable & (zero < scale);
+    const Mask better = (error < best.error) & usable & (zero < scale);
     best.scale = select(better, scale, best.scale);
     best.minimum = select(better, minimum, best.minimum);
     best.error = select(better, error, best.error);
@@ -241,29 +244,29 @@ QUANTD_INLINE void pack_six_bits(const uint8_t* scale, const uint8_t* minimum, u
     }
 }
 
-// q (8 sub-blocks, 32) of one super-block to its 128 bytes of nibbles and, for five bits, 32 bytes of high
-// bits.
-template <bool kFiveBits>
-QUANTD_INLINE void pack_levels(const uint8_t (*q)[32], uint8_t* high, uint8_t* low) {
-    if (kFiveBits) {
-        for (int i = 0; i < 32; ++i) {
-            uint32_t byte = 0;
-            for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(q[j][i] >> 4) << j;
-            high[i] = static_cast<uint8_t>(byte);
-        }
+// q (8 sub-blocks, 32) of one super-block: the fifth bits, then the nibbles.
+QUANTD_INLINE void pack_high_bits(const uint8_t (*q)[32], uint8_t* out) {
+    for (int i = 0; i < 32; ++i) {
+        uint32_t byte = 0;
+        for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(q[j][i] >> 4) << j;
+        out[i] = static_cast<uint8_t>(byte);
     }
+}
+QUANTD_INLINE void pack_nibbles(const uint8_t (*q)[32], uint8_t* out) {
     for (int pair = 0; pair < 4; ++pair) {
         for (int i = 0; i < 32; ++i) {
-            low[pair * 32 + i] =
+            out[pair * 32 + i] =
                 static_cast<uint8_t>((q[2 * pair][i] & 15) | ((q[2 * pair + 1][i] & 15) << 4));
         }
     }
 }
 
-template <int kMaxQ>
+QUANTD_INLINE void store_high_bits(const uint8_t (*q)[32], BlockQ5_K& block) { pack_high_bits(q, block.qh); }
+QUANTD_INLINE void store_high_bits(const uint8_t (*)[32], BlockQ4_K&) {}
+
+// Block: BlockQ4_K or BlockQ5_K.
+template <int kMaxQ, typename Block>
 QUANTD_INLINE void write_super_blocks(const Sub32& sub, const Choice& choice, uint8_t* out, int n_blocks) {
-    constexpr bool kFiveBits = kMaxQ == 31;
-    constexpr int kBlockBytes = kFiveBits ? 176 : 144;
     const Lanes step = choice.d * choice.scale, offset = choice.dmin * choice.minimum;
     const Lanes inverse = inverse_or_zero(step);
     uint8_t q[kLanes][32];
@@ -272,23 +275,24 @@ QUANTD_INLINE void write_super_blocks(const Sub32& sub, const Choice& choice, ui
         for (int lane = 0; lane < kLanes; ++lane) q[lane][i] = static_cast<uint8_t>(get(level, lane));
     }
     for (int half = 0; half < n_blocks; ++half) {
-        uint8_t* block = out + half * kBlockBytes;
         uint8_t scale[8], minimum[8];
         for (int j = 0; j < 8; ++j) {
             scale[j] = static_cast<uint8_t>(get(choice.scale, half * 8 + j));
             minimum[j] = static_cast<uint8_t>(get(choice.minimum, half * 8 + j));
         }
-        store_u16(block, to_f16(get(choice.d, half * 8)));
-        store_u16(block + 2, to_f16(get(choice.dmin, half * 8)));
-        pack_six_bits(scale, minimum, block + 4);
-        pack_levels<kFiveBits>(q + half * 8, block + 16, block + (kFiveBits ? 48 : 16));
+        Block block;
+        block.d = to_f16(get(choice.d, half * 8));
+        block.dmin = to_f16(get(choice.dmin, half * 8));
+        pack_six_bits(scale, minimum, block.scales);
+        store_high_bits(q + half * 8, block);
+        pack_nibbles(q + half * 8, block.qs);
+        __builtin_memcpy(out + half * sizeof(Block), &block, sizeof(Block));
     }
 }
 
 // Two super-blocks at a time; an odd last one is paired with zeros.
-template <int kMaxQ>
+template <int kMaxQ, typename Block>
 void encode_k_asymmetric(const float* x, uint8_t* out, int64_t n_blocks) {
-    constexpr int kBlockBytes = kMaxQ == 31 ? 176 : 144;
     for (int64_t block = 0; block < n_blocks; block += 2) {
         const int in_tile = block + 1 < n_blocks ? 2 : 1;
         Sub32 sub;
@@ -300,6 +304,7 @@ void encode_k_asymmetric(const float* x, uint8_t* out, int64_t n_blocks) {
             transpose<32>(padded, sub.x);
         }
         prepare(sub);
-        write_super_blocks<kMaxQ>(sub, choose<kMaxQ>(sub), out + block * kBlockBytes, in_tile);
+        write_super_blocks<kMaxQ, Block>(sub, choose<kMaxQ>(sub), out + block * int64_t{sizeof(Block)},
+                                         in_tile);
     }
 }

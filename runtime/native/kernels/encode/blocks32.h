@@ -47,7 +47,7 @@ QUANTD_INLINE float q8_error(const float* x, float inverse, float decoded_step) 
 // d = max|x| / 127 and q by the unrounded d, the bytes of every GGUF writer; where f16 holds d only as a
 // subnormal, q may follow the stored d instead, if that is closer.
 void encode_q8_0(const float* x, uint8_t* out, int64_t n_blocks) {
-    for (int64_t block = 0; block < n_blocks; ++block, x += 32, out += 34) {
+    for (int64_t block = 0; block < n_blocks; ++block, x += 32, out += sizeof(BlockQ8_0)) {
         const Lanes first = load_lanes(x), second = load_lanes(x + kLanes);
         const Lanes magnitudes = larger(absolute(first), absolute(second));
         float magnitude = 0.0f;
@@ -69,27 +69,41 @@ void encode_q8_0(const float* x, uint8_t* out, int64_t n_blocks) {
                 inverse = 1.0f / up_step;
             }
         }
-        store_u16(out, half);
-        for (int part = 0; part < 2; ++part) {
-            const Lanes q = nearest_away((part ? second : first) * all(inverse));
-            for (int lane = 0; lane < kLanes; ++lane) {
-                out[2 + part * kLanes + lane] = static_cast<uint8_t>(static_cast<int8_t>(get(q, lane)));
-            }
+        BlockQ8_0 packed;
+        packed.d = half;
+        const Lanes first_q = nearest_away(first * all(inverse));
+        const Lanes second_q = nearest_away(second * all(inverse));
+        for (int lane = 0; lane < kLanes; ++lane) {
+            packed.qs[lane] = static_cast<int8_t>(get(first_q, lane));
+            packed.qs[kLanes + lane] = static_cast<int8_t>(get(second_q, lane));
         }
+        __builtin_memcpy(out, &packed, sizeof(packed));
     }
 }
 
-// q in [0, 31] of 32 weights: bit j of the first 4 bytes is bit 4 of weight j, then 16 bytes of nibbles.
-QUANTD_INLINE void pack_five_bits(const uint8_t* q, uint8_t* out) {
+// q in [0, 31] of 32 weights: bit j of qh is bit 4 of weight j, then 16 bytes of nibbles.  Block: Q5_0 or
+// Q5_1.
+template <typename Block>
+QUANTD_INLINE void pack_five_bits(const uint8_t* q, Block& block) {
     uint32_t high = 0;
     for (int i = 0; i < 32; ++i) high |= static_cast<uint32_t>(q[i] >> 4) << i;
-    __builtin_memcpy(out, &high, 4);
-    for (int i = 0; i < 16; ++i) out[4 + i] = static_cast<uint8_t>((q[i] & 15) | ((q[i + 16] & 15) << 4));
+    block.qh = high;
+    for (int i = 0; i < 16; ++i) block.qs[i] = static_cast<uint8_t>((q[i] & 15) | ((q[i + 16] & 15) << 4));
 }
 
 QUANTD_INLINE Lanes through_f16(const Lanes& a) {
     Lanes r;
     for (int lane = 0; lane < kLanes; ++lane) set(r, lane, from_f16(to_f16(get(a, lane))));
+    return r;
+}
+
+// Nearest f16, subnormals away from zero (see scale_to_f16).
+QUANTD_INLINE Lanes step_through_f16(const Lanes& a) {
+    Lanes r;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const float value = get(a, lane), magnitude = from_f16(scale_to_f16(__builtin_fabsf(value)));
+        set(r, lane, value < 0.0f ? -magnitude : magnitude);
+    }
     return r;
 }
 
@@ -144,8 +158,8 @@ void encode_q5_0(const float* x, uint8_t* out, int64_t n_blocks) {
         const Mask alive = all(kTiny) < absolute(end);
         const Lanes extreme = select(alive, end, all(1.0f));
         Lanes step = all(0.0f), error = all(3.0e38f);
-        try_step(sub, through_f16(extreme / all(-16.0f)), step, error);
-        try_step(sub, through_f16(search_q5_0(sub, extreme)), step, error);
+        try_step(sub, step_through_f16(extreme / all(-16.0f)), step, error);
+        try_step(sub, step_through_f16(search_q5_0(sub, extreme)), step, error);
         step = select(alive, step, all(0.0f));
         const Lanes inverse = inverse_of_signed(step);
         uint8_t q[kLanes][32];
@@ -154,9 +168,10 @@ void encode_q5_0(const float* x, uint8_t* out, int64_t n_blocks) {
             for (int lane = 0; lane < kLanes; ++lane) q[lane][i] = static_cast<uint8_t>(get(level, lane));
         }
         for (int lane = 0; lane < in_tile; ++lane) {
-            uint8_t* block = out + (first + lane) * 22;
-            store_u16(block, to_f16(get(step, lane)));
-            pack_five_bits(q[lane], block + 2);
+            BlockQ5_0 block;
+            block.d = to_f16(get(step, lane));
+            pack_five_bits(q[lane], block);
+            __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
         }
     });
 }
@@ -186,8 +201,8 @@ void encode_q5_1(const float* x, uint8_t* out, int64_t n_blocks) {
         const Fit fit = search<31, false>(sub);
         const Lanes low = through_f16(sub.low);
         Fit best{all(0.0f), low, all(3.0e38f)};
-        try_step_and_minimum(sub, through_f16((sub.high - sub.low) / all(31.0f)), low, best);
-        try_step_and_minimum(sub, through_f16(fit.scale), through_f16(fit.minimum), best);
+        try_step_and_minimum(sub, step_through_f16((sub.high - sub.low) / all(31.0f)), low, best);
+        try_step_and_minimum(sub, step_through_f16(fit.scale), through_f16(fit.minimum), best);
         const Lanes inverse = inverse_or_zero(best.scale);
         uint8_t q[kLanes][32];
         for (int i = 0; i < 32; ++i) {
@@ -195,10 +210,11 @@ void encode_q5_1(const float* x, uint8_t* out, int64_t n_blocks) {
             for (int lane = 0; lane < kLanes; ++lane) q[lane][i] = static_cast<uint8_t>(get(level, lane));
         }
         for (int lane = 0; lane < in_tile; ++lane) {
-            uint8_t* block = out + (first + lane) * 24;
-            store_u16(block, to_f16(get(best.scale, lane)));
-            store_u16(block + 2, to_f16(get(best.minimum, lane)));
-            pack_five_bits(q[lane], block + 4);
+            BlockQ5_1 block;
+            block.d = to_f16(get(best.scale, lane));
+            block.m = to_f16(get(best.minimum, lane));
+            pack_five_bits(q[lane], block);
+            __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
         }
     });
 }

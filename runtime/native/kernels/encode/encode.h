@@ -49,7 +49,8 @@ extern const Encoders kAvx2;
 extern const Encoders kAvx512Vnni;
 #endif
 
-// The encoders of a level that this CPU has; nullptr or "" picks the best.  Throws std::invalid_argument.
+// The encoders of a level that this CPU has; nullptr: the level that QUANTD_CPU_LEVEL names, else the best.
+// Throws std::invalid_argument.
 const Encoders& encoders_for(const char* level);
 
 }  // namespace quantd::encode

@@ -3,6 +3,7 @@
 //   QUANTD_ENCODE_TABLE          name of the table, declared in encode.h
 //   QUANTD_ENCODE_LEVEL          name of the level
 // Everything here has internal linkage and uses no library code.
+#include "blocks.h"
 #include "kernels/encode/encode.h"
 
 namespace quantd::encode {
@@ -77,8 +78,8 @@ constexpr Encoders make_table() {
     table.encode[static_cast<uint32_t>(Type::Q5_0)] = encode_q5_0;
     table.encode[static_cast<uint32_t>(Type::Q5_1)] = encode_q5_1;
     table.encode[static_cast<uint32_t>(Type::Q8_0)] = encode_q8_0;
-    table.encode[static_cast<uint32_t>(Type::Q4_K)] = encode_k_asymmetric<15>;
-    table.encode[static_cast<uint32_t>(Type::Q5_K)] = encode_k_asymmetric<31>;
+    table.encode[static_cast<uint32_t>(Type::Q4_K)] = encode_k_asymmetric<15, BlockQ4_K>;
+    table.encode[static_cast<uint32_t>(Type::Q5_K)] = encode_k_asymmetric<31, BlockQ5_K>;
     table.encode[static_cast<uint32_t>(Type::Q6_K)] = encode_q6_k;
     return table;
 }

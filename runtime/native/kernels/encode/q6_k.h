@@ -131,11 +131,11 @@ QUANTD_INLINE void write_block(const Sub16& sub, const Choice16& choice, uint8_t
         const Lanes level = signed_q(sub.x[i], inverse) + all(32.0f);
         for (int lane = 0; lane < kLanes; ++lane) q[lane * 16 + i] = static_cast<uint8_t>(get(level, lane));
     }
-    for (int part = 0; part < 2;
-         ++part) {  // 128 weights: 64 bytes of low nibbles, 32 bytes of high bit pairs
+    BlockQ6_K block;
+    for (int part = 0; part < 2; ++part) {
         const uint8_t* level = q + part * 128;
-        uint8_t* low = out + part * 64;
-        uint8_t* high = out + 128 + part * 32;
+        uint8_t* low = block.ql + part * 64;   // nibbles of 128 weights
+        uint8_t* high = block.qh + part * 32;  // their high bit pairs
         for (int i = 0; i < 32; ++i) {
             low[i] = static_cast<uint8_t>((level[i] & 15) | ((level[i + 64] & 15) << 4));
             low[i + 32] = static_cast<uint8_t>((level[i + 32] & 15) | ((level[i + 96] & 15) << 4));
@@ -144,9 +144,10 @@ QUANTD_INLINE void write_block(const Sub16& sub, const Choice16& choice, uint8_t
         }
     }
     for (int lane = 0; lane < kLanes; ++lane) {
-        out[192 + lane] = static_cast<uint8_t>(static_cast<int8_t>(get(choice.scale, lane)));
+        block.scales[lane] = static_cast<int8_t>(get(choice.scale, lane));
     }
-    store_u16(out + 208, to_f16(choice.d));
+    block.d = to_f16(choice.d);
+    __builtin_memcpy(out, &block, sizeof(block));
 }
 
 void encode_q6_k(const float* x, uint8_t* out, int64_t n_blocks) {
@@ -154,6 +155,6 @@ void encode_q6_k(const float* x, uint8_t* out, int64_t n_blocks) {
         Sub16 sub;
         transpose<16>(x + block * 256, sub.x);
         prepare(sub);
-        write_block(sub, choose(sub), out + block * 210);
+        write_block(sub, choose(sub), out + block * int64_t{sizeof(BlockQ6_K)});
     }
 }

@@ -1,0 +1,255 @@
+"""The type of every tensor, against tables worked out by hand from llama-quantize's rules and its own files."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+
+from quant import recipes
+from quant.recipes import (
+    F16,
+    F32,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    ModelFacts,
+    TensorShape,
+    find_recipe,
+    plan_types,
+)
+
+
+def model(  # noqa: PLR0917 - one row of a table
+    architecture: str,
+    n_layers: int,
+    n_embd: int,
+    n_ff: int,
+    n_vocab: int,
+    n_heads: int,
+    n_kv_heads: int,
+    *,
+    head_dim: int | None = None,
+    tied: bool = False,
+    n_experts: int = 0,
+    fused_qkv: bool = False,
+) -> tuple[ModelFacts, list[TensorShape]]:
+    head_dim = head_dim or n_embd // n_heads
+    tensors = [TensorShape("token_embd.weight", F16, (n_embd, n_vocab))]
+    for i in range(n_layers):
+        blk = f"blk.{i}."
+        tensors.append(TensorShape(blk + "attn_norm.weight", F32, (n_embd,)))
+        if fused_qkv:
+            tensors.append(
+                TensorShape(blk + "attn_qkv.weight", F16, (n_embd, (n_heads + 2 * n_kv_heads) * head_dim))
+            )
+        else:
+            tensors.append(TensorShape(blk + "attn_q.weight", F16, (n_embd, n_heads * head_dim)))
+            tensors.append(TensorShape(blk + "attn_q.bias", F32, (n_heads * head_dim,)))
+            tensors.append(TensorShape(blk + "attn_k.weight", F16, (n_embd, n_kv_heads * head_dim)))
+            tensors.append(TensorShape(blk + "attn_v.weight", F16, (n_embd, n_kv_heads * head_dim)))
+        tensors.append(TensorShape(blk + "attn_output.weight", F16, (n_heads * head_dim, n_embd)))
+        tensors.append(TensorShape(blk + "ffn_norm.weight", F32, (n_embd,)))
+        if n_experts:
+            tensors.append(TensorShape(blk + "ffn_gate_inp.weight", F16, (n_embd, n_experts)))
+            tensors.append(TensorShape(blk + "ffn_gate_exps.weight", F16, (n_embd, n_ff, n_experts)))
+            tensors.append(TensorShape(blk + "ffn_up_exps.weight", F16, (n_embd, n_ff, n_experts)))
+            tensors.append(TensorShape(blk + "ffn_down_exps.weight", F16, (n_ff, n_embd, n_experts)))
+        else:
+            tensors.append(TensorShape(blk + "ffn_gate.weight", F16, (n_embd, n_ff)))
+            tensors.append(TensorShape(blk + "ffn_up.weight", F16, (n_embd, n_ff)))
+            tensors.append(TensorShape(blk + "ffn_down.weight", F16, (n_ff, n_embd)))
+    tensors.append(TensorShape("output_norm.weight", F32, (n_embd,)))
+    tensors.append(TensorShape("rope_freqs.weight", F32, (head_dim // 2,)))
+    if not tied:
+        tensors.append(TensorShape("output.weight", F16, (n_embd, n_vocab)))
+    return ModelFacts(architecture, n_layers, n_heads, n_kv_heads, n_experts), tensors
+
+
+MODELS = {
+    "llama-3.2-1b": model("llama", 16, 2048, 8192, 128256, 32, 8, tied=True),
+    "llama-3.1-8b": model("llama", 32, 4096, 14336, 128256, 32, 8),
+    "llama-2-7b": model("llama", 32, 4096, 11008, 32000, 32, 32),
+    "llama-3.1-70b": model("llama", 80, 8192, 28672, 128256, 64, 8),
+    "llama-65b": model("llama", 80, 8192, 22016, 32000, 64, 64),
+    "qwen2.5-0.5b": model("qwen2", 24, 896, 4864, 151936, 14, 2, tied=True),
+    "qwen2.5-72b": model("qwen2", 80, 8192, 29568, 152064, 64, 8),
+    "qwen3-0.6b": model("qwen3", 28, 1024, 3072, 151936, 16, 8, head_dim=128, tied=True),
+    "mixtral-8x7b": model("llama", 32, 4096, 14336, 32000, 32, 8, n_experts=8),
+    "phi-3-mini": model("phi3", 32, 3072, 8192, 32064, 32, 32, fused_qkv=True),
+    "smollm2-135m": model("llama", 30, 576, 1536, 49152, 9, 3, tied=True),
+}
+
+MORE_BITS_OF_32 = {0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31}
+MORE_BITS_OF_28 = {0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27}
+MORE_BITS_OF_16 = {0, 1, 4, 7, 10, 13, 14, 15}
+MORE_BITS_OF_24 = {0, 1, 2, 5, 8, 11, 14, 17, 20, 21, 22, 23}
+MORE_BITS_OF_80 = set(range(10)) | set(range(12, 70, 3)) | set(range(70, 80))
+
+
+def types_of(name: str, recipe: str) -> dict[str, int]:
+    return plan_types(find_recipe(recipe), *MODELS[name])
+
+
+def layers_with(types: dict[str, int], tensor: str, type_id: int) -> set[int]:
+    return {
+        recipes.layer_of(name)
+        for name, chosen in types.items()
+        if name.endswith(f".{tensor}.weight") and chosen == type_id
+    }
+
+
+def counts(types: dict[str, int]) -> dict[int, int]:
+    return {type_id: list(types.values()).count(type_id) for type_id in sorted(set(types.values()))}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "n_layers", "top"),
+    [
+        ("llama-3.2-1b", MORE_BITS_OF_16, 16, "token_embd.weight"),
+        ("llama-3.1-8b", MORE_BITS_OF_32, 32, "output.weight"),
+        ("llama-2-7b", MORE_BITS_OF_32, 32, "output.weight"),
+        ("llama-65b", MORE_BITS_OF_80, 80, "output.weight"),
+        ("qwen3-0.6b", MORE_BITS_OF_28, 28, "token_embd.weight"),
+    ],
+)
+def test_q4_k_m_of_dense_models(name, more, n_layers, top):
+    types = types_of(name, "Q4_K_M")
+    everywhere = set(range(n_layers))
+    for tensor in ("attn_v", "ffn_down"):
+        assert layers_with(types, tensor, Q6_K) == more
+        assert layers_with(types, tensor, Q4_K) == everywhere - more
+    for tensor in ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"):
+        assert layers_with(types, tensor, Q4_K) == everywhere
+    assert types[top] == Q6_K
+    assert types["token_embd.weight"] == (Q6_K if top == "token_embd.weight" else Q4_K)
+    kept = {n: t for n, t in types.items() if "norm" in n or n.endswith(".bias") or n == "rope_freqs.weight"}
+    assert set(kept.values()) == {F32}
+
+
+def test_q4_k_m_of_llama_3_1_8b_as_published():
+    """The counts that every published Llama 3.1 8B Q4_K_M file shows (biases are this table's own addition)."""
+    types = {n: t for n, t in types_of("llama-3.1-8b", "Q4_K_M").items() if not n.endswith(".bias")}
+    assert counts(types) == {F32: 66, Q4_K: 193, Q6_K: 33}
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-70b", "qwen2.5-72b"])
+def test_70b_class_gets_q5_k_values(name):
+    types = types_of(name, "Q4_K_M")
+    assert layers_with(types, "attn_v", Q6_K) == MORE_BITS_OF_80
+    assert layers_with(types, "attn_v", Q5_K) == set(range(80)) - MORE_BITS_OF_80
+    assert layers_with(types, "ffn_down", Q4_K) == (
+        set(range(80)) - MORE_BITS_OF_80 if name == "llama-3.1-70b" else set()
+    )
+
+
+def test_narrow_rows_fall_back():
+    """Rows of 896 are no multiple of 256: Q4_K -> Q5_0, Q6_K -> Q8_0; ffn_down has rows of 4864 = 19 * 256."""
+    types = types_of("qwen2.5-0.5b", "Q4_K_M")
+    everywhere = set(range(24))
+    assert types["token_embd.weight"] == Q8_0
+    assert layers_with(types, "attn_v", Q8_0) == MORE_BITS_OF_24
+    assert layers_with(types, "attn_v", Q5_0) == everywhere - MORE_BITS_OF_24
+    assert layers_with(types, "ffn_down", Q6_K) == MORE_BITS_OF_24
+    assert layers_with(types, "ffn_down", Q4_K) == everywhere - MORE_BITS_OF_24
+    for tensor in ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"):
+        assert layers_with(types, tensor, Q5_0) == everywhere
+    five = types_of("qwen2.5-0.5b", "Q5_K_S")
+    assert layers_with(five, "attn_q", Q5_1) == layers_with(five, "ffn_down", Q5_K) == everywhere
+    assert five["token_embd.weight"] == Q8_0
+
+
+def test_rows_that_fit_no_block_stay_f16():
+    facts, _ = MODELS["llama-2-7b"]
+    odd = [
+        TensorShape("blk.0.attn_q.weight", recipes.BF16, (100, 64)),
+        TensorShape("output.weight", F16, (100, 64)),
+    ]
+    for name in recipes.RECIPES:
+        assert set(plan_types(find_recipe(name), facts, odd).values()) == {F16}
+
+
+@pytest.mark.parametrize("recipe", ["Q4_K_M", "Q5_K_S"])
+def test_mixtral(recipe):
+    types = types_of("mixtral-8x7b", recipe)
+    default = find_recipe(recipe).default_type
+    everywhere = set(range(32))
+    assert layers_with(types, "attn_v", Q8_0) == layers_with(types, "attn_k", Q8_0) == everywhere
+    assert layers_with(types, "attn_q", default) == everywhere
+    assert layers_with(types, "attn_output", Q5_K) == everywhere
+    assert layers_with(types, "ffn_gate_inp", F16) == everywhere
+    assert layers_with(types, "ffn_up_exps", default) == everywhere
+    assert layers_with(types, "ffn_down_exps", Q6_K) == (MORE_BITS_OF_32 if recipe == "Q4_K_M" else set())
+
+
+def test_fused_qkv_counts_as_values():
+    types = types_of("phi-3-mini", "Q4_K_M")
+    assert layers_with(types, "attn_qkv", Q6_K) == MORE_BITS_OF_32
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_q5_k_s_and_q8_0_are_uniform(name):
+    for recipe, inner, top in (("Q5_K_S", {Q5_K, Q5_1, Q8_0}, {Q6_K, Q8_0}), ("Q8_0", {Q8_0}, {Q8_0})):
+        types = types_of(name, recipe)
+        tied = "output.weight" not in types
+        assert types["token_embd.weight" if tied else "output.weight"] in top
+        rest = {t for n, t in types.items() if n.startswith("blk.") and "ffn_gate_inp" not in n} - {F32}
+        assert rest <= inner
+
+
+def test_order_is_by_layer_then_by_bytes():
+    names = [
+        "output.weight",
+        "blk.10.a.weight",
+        "blk.2.b.weight",
+        "blk.2.a.weight",
+        "token_embd.weight",
+        "output_norm.weight",
+    ]
+    assert recipes.visiting_order(names) == [
+        "output.weight", "output_norm.weight", "token_embd.weight", "blk.2.a.weight", "blk.2.b.weight", "blk.10.a.weight",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("blk.0.attn_q.weight", (256, 256), True),
+        ("blk.0.attn_q.weight", (256, 1), False),
+        ("blk.0.attn_q.bias", (256, 2), False),
+        ("blk.0.attn_norm.weight", (256, 2), False),
+        ("blk.0.attn_q_norm.weight", (128,), False),
+        ("blk.0.ffn_gate_inp.weight", (256, 8), False),
+        ("blk.0.ffn_gate_inp_shexp.weight", (256, 8), True),
+        ("position_embd.weight", (256, 512), False),
+        ("token_types.weight", (256, 2), False),
+        ("blk.0.ssm_conv1d.weight", (4, 1024), False),
+        ("v.patch_embd.weight", (14, 14, 3, 1024), False),
+        ("blk.0.ffn_down_exps.weight", (256, 256, 8), True),
+        ("output.weight", (256, 32000), True),
+    ],
+)
+def test_which_tensors_are_touched(name, shape, expected):
+    assert recipes.is_quantized(TensorShape(name, F16, shape)) is expected
+
+
+def test_unknown_recipes_are_refused_by_name():
+    for name in ("Q3_K_M", "IQ4_XS", "", "best"):
+        with pytest.raises(recipes.UnsupportedRecipeError, match="Q4_K_M, Q5_K_S, Q8_0") as caught:
+            find_recipe(name)
+        assert caught.value.reason == "UNSUPPORTED_RECIPE"
+        assert repr(name) in caught.value.message
+    assert find_recipe("q4_k_m") is recipes.RECIPES["Q4_K_M"]
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_types_and_order_of_llama_quantize(shared_dir, name):
+    source = gguf.GGUFReader(shared_dir / "models" / "tiny256-f16.gguf")
+    theirs = gguf.GGUFReader(shared_dir / "models" / f"tiny256-{name}.gguf")
+    tensors = [
+        TensorShape(t.name, int(t.tensor_type), tuple(int(n) for n in t.shape)) for t in source.tensors
+    ]
+    types = plan_types(find_recipe(name), ModelFacts("llama", 4, 4, 2, 0), tensors)
+    assert list(types.items()) == [(t.name, int(t.tensor_type)) for t in theirs.tensors]
