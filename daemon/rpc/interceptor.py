@@ -1,0 +1,90 @@
+"""Around every call of ours: an id, a deadline, and an error that is a rich status and never Python's text."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from daemon.errors import ApiError, to_api_error, to_rpc_status
+from daemon.services.call import Call, new_request_id
+
+log = structlog.stdlib.get_logger("quantd.rpc")
+
+PREFIX = "/quantd.v1."
+REQUEST_ID_KEY = "x-request-id"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("quantd_call")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of quantd.v1; health and reflection stay as they are."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not str(handler_call_details.method).startswith(PREFIX):
+            return handler
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _streaming(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
+    async def handle(request: Any, context: Any) -> None:
+        call = await _begin(context)
+        try:
+            # Writing here and not yielding: when the call ends early, the iterator is closed before we leave.
+            async with aclosing(method(request, context)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    await context.write(event)
+        except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
+            await _abort(context, failure, call)
+
+    return handle
+
+
+def _unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    async def handle(request: Any, context: Any) -> Any:
+        call = await _begin(context)
+        try:
+            return await method(request, context)
+        except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
+            await _abort(context, failure, call)
+
+    return handle
+
+
+async def _begin(context: Any) -> Call:
+    """Makes the Call of this context; its id goes back at once as metadata."""
+    task = asyncio.current_task()
+    assert task is not None
+    within = Call.within(context.time_remaining(), new_request_id())
+    call = Call(within.request_id, within.deadline, on_stall=task.cancel)
+    current_call.set(call)
+    await context.send_initial_metadata(((REQUEST_ID_KEY, call.request_id),))
+    return call
+
+
+async def _abort(context: Any, failure: Exception, call: Call) -> None:
+    error = to_api_error(failure, call.request_id)
+    if not isinstance(failure, ApiError) and error.reason == "INTERNAL":
+        log.error("internal_error", request_id=call.request_id, exc_info=failure)
+    status = to_rpc_status(error)
+    await context.abort(
+        _CODES[status.code], status.message, (("grpc-status-details-bin", status.SerializeToString()),)
+    )

@@ -1,0 +1,112 @@
+"""Servicers: each method hands its message to the service of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from daemon.rpc.interceptor import current_call
+from daemon.services import Services
+from quantd.v1 import (
+    generate_pb2,
+    generate_service_pb2_grpc,
+    model_service_pb2_grpc,
+    quantize_service_pb2_grpc,
+    tokenizer_service_pb2_grpc,
+)
+from quantd.v1 import generate_service_pb2 as generate_rpc
+from quantd.v1 import model_service_pb2 as model_rpc
+from quantd.v1 import quantize_service_pb2 as quantize_rpc
+from quantd.v1 import tokenizer_service_pb2 as tokenizer_rpc
+
+
+class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
+    def __init__(self, services: Services) -> None:
+        self._service = services.generate
+
+    def Generate(  # noqa: N802
+        self, request: generate_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[generate_rpc.GenerateResponse]:
+        del context
+        return self._service.generate(request, current_call.get())
+
+    async def GenerateUnary(  # noqa: N802
+        self, request: generate_rpc.GenerateUnaryRequest, context: Any
+    ) -> generate_rpc.GenerateUnaryResponse:
+        del context
+        return await self._service.generate_unary(request, current_call.get())
+
+    def Chat(  # noqa: N802
+        self, request: generate_pb2.ChatRequest, context: Any
+    ) -> AsyncIterator[generate_rpc.ChatResponse]:
+        del context
+        return self._service.chat(request, current_call.get())
+
+    async def ChatUnary(  # noqa: N802
+        self, request: generate_rpc.ChatUnaryRequest, context: Any
+    ) -> generate_rpc.ChatUnaryResponse:
+        del context
+        return await self._service.chat_unary(request, current_call.get())
+
+
+class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
+    def __init__(self, services: Services) -> None:
+        self._service = services.tokenizer
+
+    async def Tokenize(  # noqa: N802
+        self, request: tokenizer_rpc.TokenizeRequest, context: Any
+    ) -> tokenizer_rpc.TokenizeResponse:
+        del context
+        return await self._service.tokenize(request, current_call.get())
+
+    async def Detokenize(  # noqa: N802
+        self, request: tokenizer_rpc.DetokenizeRequest, context: Any
+    ) -> tokenizer_rpc.DetokenizeResponse:
+        del context
+        return await self._service.detokenize(request, current_call.get())
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, services: Services) -> None:
+        self._service = services.model
+
+    async def ListModels(  # noqa: N802
+        self, request: model_rpc.ListModelsRequest, context: Any
+    ) -> model_rpc.ListModelsResponse:
+        del context
+        return await self._service.list_models(request, current_call.get())
+
+    async def GetModel(  # noqa: N802
+        self, request: model_rpc.GetModelRequest, context: Any
+    ) -> model_rpc.GetModelResponse:
+        del context
+        return await self._service.get_model(request, current_call.get())
+
+    async def LoadModel(  # noqa: N802
+        self, request: model_rpc.LoadModelRequest, context: Any
+    ) -> model_rpc.LoadModelResponse:
+        del context
+        return await self._service.load_model(request, current_call.get())
+
+    async def UnloadModel(  # noqa: N802
+        self, request: model_rpc.UnloadModelRequest, context: Any
+    ) -> model_rpc.UnloadModelResponse:
+        del context
+        return await self._service.unload_model(request, current_call.get())
+
+    async def PlanMemory(  # noqa: N802
+        self, request: model_rpc.PlanMemoryRequest, context: Any
+    ) -> model_rpc.PlanMemoryResponse:
+        del context
+        return await self._service.plan_memory(request, current_call.get())
+
+
+class QuantizeServicer(quantize_service_pb2_grpc.QuantizeServiceServicer):
+    def __init__(self, services: Services) -> None:
+        self._service = services.quantize
+
+    def Quantize(  # noqa: N802
+        self, request: quantize_rpc.QuantizeRequest, context: Any
+    ) -> AsyncIterator[quantize_rpc.QuantizeResponse]:
+        del context
+        return self._service.quantize(request, current_call.get())

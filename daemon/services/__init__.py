@@ -1,0 +1,26 @@
+"""The domain: async methods over quantd.v1 messages.  Validation, defaults, limits, admission and errors live here,
+once, for gRPC and for the gateway alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from daemon.services.generate import GenerateService
+    from daemon.services.host import ModelHost
+    from daemon.services.model import ModelService
+    from daemon.services.quantize import QuantizeService
+    from daemon.services.tokenizer import TokenizerService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """All services of one daemon, on one model host."""
+
+    host: ModelHost
+    generate: GenerateService
+    tokenizer: TokenizerService
+    model: ModelService
+    quantize: QuantizeService

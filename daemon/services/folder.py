@@ -1,0 +1,104 @@
+"""The model folder: GGUF files by name.  Clients give names, never paths, and a name is only ever looked up in the
+folder's own listing, so there is nothing that a name could escape to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.errors import ApiError
+
+SUFFIX = ".gguf"
+MAX_NAME_BYTES = 200
+_SPLIT = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model file on disk; of a split model, the first file."""
+
+    name: str
+    path: Path
+    size_bytes: int  # of this file
+    modified_ns: int
+
+
+def model_name(path: Path) -> str:
+    """The name that requests use: the file's name without ".gguf", and without "-00001-of-00003" of a split model."""
+    stem = path.name.removesuffix(SUFFIX)
+    split = _SPLIT.fullmatch(stem)
+    return split["name"] if split else stem
+
+
+def entry_of(path: Path) -> ModelEntry:
+    """The entry of a file that the operator named; OSError if it is not there."""
+    facts = path.stat()
+    return ModelEntry(model_name(path), path, facts.st_size, facts.st_mtime_ns)
+
+
+class ModelFolder:
+    """Lists and finds the models of one folder; None: no folder is configured, so there are none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def entries(self) -> list[ModelEntry]:
+        """Every model by name.  Only regular files in the folder itself count: no links, no subfolders."""
+        if self.path is None:
+            return []
+        found: dict[str, ModelEntry] = {}
+        try:
+            with os.scandir(self.path) as files:
+                for file in sorted(files, key=lambda one: one.name):
+                    entry = _entry(file)
+                    if entry is not None:
+                        found.setdefault(entry.name, entry)
+        except OSError:
+            # A folder that is gone or closed to us holds no models; a client need not know which.
+            return []
+        return sorted(found.values(), key=lambda one: one.name)
+
+    def find(self, name: str) -> ModelEntry | None:
+        """The model of that name, or None.  Absent, forbidden and malformed names look the same."""
+        return next((entry for entry in self.entries() if entry.name == name), None)
+
+    def new_file(self, name: str, field: str) -> Path:
+        """The path of a model yet to be made; refuses names that are no plain file name, and names that are taken."""
+        if self.path is None:
+            raise ApiError("PERMISSION_DENIED", "This daemon has no model folder (models_dir) to write to.")
+        plain = name.removesuffix(SUFFIX)
+        if (
+            not plain
+            or len(plain.encode()) > MAX_NAME_BYTES
+            or plain.startswith((".", "-"))
+            or "/" in plain
+            or not plain.isprintable()
+            or _SPLIT.fullmatch(plain)
+        ):
+            raise ApiError(
+                "INVALID_ARGUMENT",
+                f"{field}: must be a plain file name of at most {MAX_NAME_BYTES} bytes",
+                field=field,
+            )
+        path = self.path / (plain + SUFFIX)
+        if self.find(plain) is not None or os.path.lexists(path):
+            raise ApiError("OUTPUT_EXISTS", f"{field}: a model named {plain!r} exists already", field=field)
+        return path
+
+
+def _entry(file: os.DirEntry[str]) -> ModelEntry | None:
+    if not file.name.endswith(SUFFIX) or file.name.startswith("."):
+        return None
+    try:
+        facts = file.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    split = _SPLIT.fullmatch(file.name.removesuffix(SUFFIX))
+    if not stat.S_ISREG(facts.st_mode) or (split and int(split["index"]) != 1):
+        return None
+    path = Path(file.path)
+    return ModelEntry(model_name(path), path, facts.st_size, facts.st_mtime_ns)

@@ -1,0 +1,112 @@
+"""Ranges and defaults of a request's options, as the comments in proto/quantd/v1/generate.proto state them."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.errors import ApiError
+from quantd.v1 import generate_pb2 as pb
+from runtime.sampling import SamplingParams
+
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+MAX_LOGIT_BIAS = 1024
+MAX_TOP_LOGPROBS = 20
+MAX_TEXT_BYTES = 4 * 2**20
+MAX_MESSAGES = 4096
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+_DEFAULTS = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Checked options of one request."""
+
+    max_tokens: int | None  # None: what the session has room for
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    sampling: SamplingParams
+
+
+def invalid(field: str, message: str) -> ApiError:
+    """A refusal that names the field and what it may be."""
+    return ApiError("INVALID_ARGUMENT", f"{field.rsplit('.', 1)[-1]}: {message}", field=field)
+
+
+def read_options(options: pb.GenerationOptions, *, n_vocab: int, context_tokens: int) -> Options:
+    """Checks every field and fills in the defaults; ApiError INVALID_ARGUMENT names the first bad one."""
+    max_tokens = options.max_tokens if options.HasField("max_tokens") else None
+    if max_tokens is not None and not 1 <= max_tokens <= context_tokens:
+        raise invalid(
+            "options.max_tokens", f"must be 1 to {context_tokens} (the session's context), not {max_tokens}"
+        )
+    top_logprobs = options.top_logprobs if options.HasField("top_logprobs") else None
+    if top_logprobs is not None and not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+        raise invalid("options.top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, not {top_logprobs}")
+    return Options(
+        max_tokens=max_tokens,
+        stop=_read_stops(options.stop),
+        ignore_eos=options.ignore_eos,
+        sampling=_read_sampling(options.sampling, top_logprobs, n_vocab),
+    )
+
+
+def _read_stops(stops: Any) -> tuple[str, ...]:
+    if len(stops) > MAX_STOPS:
+        raise invalid("options.stop", f"at most {MAX_STOPS} texts, not {len(stops)}")
+    for index, stop in enumerate(stops):
+        if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
+            raise invalid(
+                f"options.stop[{index}]", f"must be 1 to {MAX_STOP_BYTES} bytes, not {len(stop.encode())}"
+            )
+    return tuple(dict.fromkeys(stops))
+
+
+def _read_sampling(sampling: pb.SamplingParams, top_logprobs: int | None, n_vocab: int) -> SamplingParams:
+    number = _Numbers(sampling)
+    return SamplingParams(
+        temperature=number("temperature", 0, 2),
+        top_k=int(number("top_k", 0, 1000)),
+        top_p=number("top_p", 0, 1, above=True),
+        min_p=number("min_p", 0, 1),
+        repeat_penalty=number("repeat_penalty", 0, 2, above=True),
+        repeat_last_n=int(number("repeat_last_n", 0, 4096)),
+        presence_penalty=number("presence_penalty", -2, 2),
+        frequency_penalty=number("frequency_penalty", -2, 2),
+        logit_bias=_read_logit_bias(sampling.logit_bias, n_vocab),
+        seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+        top_logprobs=top_logprobs,
+    )
+
+
+class _Numbers:
+    """Reads optional numbers of one message, each within its range."""
+
+    def __init__(self, sampling: pb.SamplingParams) -> None:
+        self._sampling = sampling
+
+    def __call__(self, name: str, low: float, high: float, *, above: bool = False) -> float:
+        """The field, or its default if unset.  `above`: `low` itself is not allowed."""
+        if not self._sampling.HasField(name):  # type: ignore[arg-type]
+            return float(getattr(_DEFAULTS, name))
+        value: float = getattr(self._sampling, name)
+        if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+            words = f"above {low:g} to {high:g}" if above else f"{low:g} to {high:g}"
+            raise invalid(f"options.sampling.{name}", f"must be {words}, not {value:g}")
+        return value
+
+
+def _read_logit_bias(biases: Any, n_vocab: int) -> tuple[tuple[int, float], ...]:
+    field = "options.sampling.logit_bias"
+    if len(biases) > MAX_LOGIT_BIAS:
+        raise invalid(field, f"at most {MAX_LOGIT_BIAS} tokens, not {len(biases)}")
+    for token_id, bias in biases.items():
+        if not 0 <= token_id < n_vocab:
+            raise invalid(field, f"token ids are 0 to {n_vocab - 1}, not {token_id}")
+        if not (math.isfinite(bias) and -100 <= bias <= 100):
+            raise invalid(field, f"must be -100 to 100, not {bias:g}")
+    return tuple(sorted(biases.items()))

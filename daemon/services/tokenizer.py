@@ -1,0 +1,51 @@
+"""TokenizerService: text to token ids and back, in the text workers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from daemon.services.call import Call
+from daemon.services.host import ModelHost
+from daemon.services.options import MAX_TEXT_BYTES, invalid
+from daemon.services.prompt import check_ids
+from quantd.v1 import tokenizer_service_pb2 as rpc
+
+MAX_IDS = 1_048_576
+
+
+class TokenizerService:
+    """The vocabulary of the served model."""
+
+    def __init__(self, host: ModelHost) -> None:
+        self._host = host
+
+    async def tokenize(self, request: rpc.TokenizeRequest, call: Call) -> rpc.TokenizeResponse:
+        """Splits text into token ids."""
+        del call
+        n_bytes = len(request.text.encode())
+        if n_bytes > MAX_TEXT_BYTES:
+            raise invalid("text", f"at most {MAX_TEXT_BYTES} bytes, not {n_bytes}")
+        with self._host.admit(request.model) as served:
+            encode = served.model.tokenizer.encode
+            ids = await asyncio.get_running_loop().run_in_executor(
+                self._host.text_workers,
+                lambda: encode(
+                    request.text, add_special=not request.no_special, parse_special=request.parse_special
+                ),
+            )
+        return rpc.TokenizeResponse(ids=ids)
+
+    async def detokenize(self, request: rpc.DetokenizeRequest, call: Call) -> rpc.DetokenizeResponse:
+        """Joins token ids to text."""
+        del call
+        if len(request.ids) > MAX_IDS:
+            raise invalid("ids", f"at most {MAX_IDS} ids, not {len(request.ids)}")
+        with self._host.admit(request.model) as served:
+            tokenizer = served.model.tokenizer
+            ids = list(request.ids)
+            if ids:
+                check_ids("ids", ids, tokenizer.n_vocab)
+            text = await asyncio.get_running_loop().run_in_executor(
+                self._host.text_workers, tokenizer.decode, ids
+            )
+        return rpc.DetokenizeResponse(text=text)

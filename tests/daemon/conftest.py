@@ -1,0 +1,75 @@
+"""A daemon's services over a fake engine, behind a real gRPC server on a free port."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import grpc.aio
+import pytest_asyncio
+
+# Test modules are imported without a package: this makes `fakes` importable by its plain name.
+if "fakes" not in sys.modules:
+    spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
+    sys.modules["fakes"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["fakes"])
+
+import fakes
+
+from daemon.addresses import Address
+from daemon.rpc.server import RpcServer
+from daemon.services import Services
+from daemon.services.folder import ModelFolder
+from daemon.services.generate import GenerateService
+from daemon.services.host import ModelHost
+from daemon.services.model import ModelService
+from daemon.services.quantize import QuantizeService
+from daemon.services.tokenizer import TokenizerService
+from quantd.v1 import (
+    generate_service_pb2_grpc,
+    model_service_pb2_grpc,
+    quantize_service_pb2_grpc,
+    tokenizer_service_pb2_grpc,
+)
+from runtime.memory import RuntimeSettings
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path):
+    """Services and gRPC stubs over one fake model named "tiny" that is loaded."""
+    fake = fakes.FakeWorld()
+    folder = ModelFolder(tmp_path)
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    host = ModelHost(folder, RuntimeSettings(sessions=2), fake.parts(), max_waiting=2)
+    services = Services(
+        host=host,
+        generate=GenerateService(host, fakes.FakeText),
+        tokenizer=TokenizerService(host),
+        model=ModelService(host),
+        quantize=QuantizeService(folder),
+    )
+    server = RpcServer(services, max_concurrent=8)
+    address = server.bind(Address("127.0.0.1", 0))
+    await server.start()
+    await host.load_path(tmp_path / "tiny.gguf")
+    await server.set_serving(True)
+    channel = grpc.aio.insecure_channel(str(address))
+    yield SimpleNamespace(
+        fake=fake,
+        host=host,
+        services=services,
+        server=server,
+        address=address,
+        folder=tmp_path,
+        channel=channel,
+        engine=fake.engines[-1],
+        generate=generate_service_pb2_grpc.GenerateServiceStub(channel),
+        tokenizer=tokenizer_service_pb2_grpc.TokenizerServiceStub(channel),
+        model=model_service_pb2_grpc.ModelServiceStub(channel),
+        quantize=quantize_service_pb2_grpc.QuantizeServiceStub(channel),
+    )
+    await channel.close()
+    await server.stop(0)
+    await host.stop(0)
+    await host.close_model()

@@ -1,0 +1,240 @@
+"""A model and an engine for tests of the services: no weights, no native code, one token at a time from a thread."""
+
+import queue
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from daemon.services.host import Parts
+from runtime.errors import EngineStoppedError
+from runtime.memory import MemoryPlan
+from runtime.request import FinishEvent, FinishReason, TokenEvent
+
+CONTEXT_TOKENS = 128
+EOS = 256
+
+
+class FakeTokenizer:
+    """One token for each byte; 256 ends a text."""
+
+    n_vocab = 257
+    bos_id = None
+    eos_id = EOS
+
+    def encode(self, text, *, add_special=True, parse_special=False):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(one for one in ids if one < 256).decode(errors="replace")
+
+    def token_bytes(self, token_id):
+        return bytes([token_id]) if token_id < 256 else b""
+
+
+class FakeText:
+    """What daemon.text.stream.TextStream does, for single-byte characters, by the simplest means."""
+
+    def __init__(self, tokenizer, stop):
+        self.tokenizer, self.stop, self.stopped = tokenizer, stop, None
+        self.held = ""
+
+    def push(self, token_id):
+        self.held += self.tokenizer.token_bytes(token_id).decode("latin-1")
+        for stop in self.stop:
+            if stop in self.held:
+                self.stopped = stop
+                text, self.held = self.held.split(stop)[0], ""
+                return text
+        keep = max(
+            (n for stop in self.stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0
+        )
+        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return text
+
+    def finish(self):
+        text, self.held = self.held, ""
+        return text
+
+
+class FakeTemplate:
+    def encode(self, messages, tokenizer):
+        return tokenizer.encode("".join(f"{one['role']}:{one['content']}\n" for one in messages))
+
+
+class FakeModel:
+    def __init__(self, path):
+        self.name = Path(path).stem
+        self.tokenizer = FakeTokenizer()
+        self.context_tokens = CONTEXT_TOKENS
+        self.eog_token_ids = frozenset({EOS})
+        self.chat_template = "a template"
+        self.file = SimpleNamespace(size_bytes=10, resident_bytes=lambda: 5)
+        self.plan = plan()
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
+def plan(**changes):
+    values = {
+        "weights_bytes": 10,
+        "kv_arena_bytes": 20,
+        "scratch_bytes": 3,
+        "process_bytes": 4,
+        "total_bytes": 37,
+        "available_bytes": 100,
+        "fits": True,
+        "sessions": 2,
+        "session_context_tokens": CONTEXT_TOKENS,
+        "n_pages": 4,
+        "page_tokens": 32,
+        "kv_type": "f16",
+        "explanation": "it fits",
+    }
+    return MemoryPlan(**{**values, **changes})
+
+
+class FakeEngine:
+    """Answers each request with the script's tokens ("hello" and the end by default), one a step."""
+
+    def __init__(self, sink):
+        self.sink = sink
+        self.script = [*b"hello", EOS]
+        self.step_s = 0.001
+        self.prefill_s = 0.0
+        self.error = None  # fail every request with this word
+        self.top = ()
+        self.requests = []
+        self.cancelled = set()
+        self.running = {}
+        self.failed = False
+        self.submit_error = None
+        self._inbox = queue.Queue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    def submit(self, request):
+        if self._stop.is_set():
+            raise EngineStoppedError("stopped")
+        if self.submit_error:
+            raise self.submit_error
+        if request.id != "warm-up":
+            self.requests.append(request)
+        self._inbox.put(request)
+
+    def cancel(self, request_id):
+        self.cancelled.add(request_id)
+
+    def stats(self):
+        return SimpleNamespace(
+            running=len(self.running),
+            waiting=0,
+            pages_total=4,
+            pages_used=0,
+            pages_reserved=0,
+            prompt_tokens_per_s=0.0,
+            generation_tokens_per_s=0.0,
+            heartbeat_s=time.monotonic(),
+        )
+
+    def healthy(self):
+        return not self.failed
+
+    def stop(self, drain_s):
+        end = time.monotonic() + drain_s
+        while self.running and time.monotonic() < end:
+            time.sleep(0.005)
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self):
+        while not self._stop.is_set():
+            self._take()
+            events = []
+            for request_id, sequence in list(self.running.items()):
+                event = self._step(request_id, sequence)
+                if event is not None:
+                    events.append(event)
+                if isinstance(event, FinishEvent):
+                    del self.running[request_id]
+            if events:
+                self.sink(events)
+        self.sink(
+            [
+                self._finish(sequence, FinishReason.FAILED, "engine_stopped")
+                for sequence in self.running.values()
+            ]
+        )
+        self.running.clear()
+
+    def _take(self):
+        try:
+            while True:
+                request = self._inbox.get(timeout=self.step_s if self.running else 0.02)
+                self.running[request.id] = SimpleNamespace(
+                    request=request,
+                    sent=0,
+                    ready=time.monotonic() + (0 if request.id == "warm-up" else self.prefill_s),
+                )
+        except queue.Empty:
+            return
+
+    def _step(self, request_id, sequence):
+        request = sequence.request
+        if request_id in self.cancelled:
+            return self._finish(sequence, FinishReason.CANCELLED)
+        if request.deadline is not None and time.monotonic() >= request.deadline:
+            return self._finish(sequence, FinishReason.DEADLINE)
+        if time.monotonic() < sequence.ready:
+            return None
+        if self.error and request_id != "warm-up":
+            return self._finish(sequence, FinishReason.FAILED, self.error)
+        if sequence.sent >= request.max_tokens:
+            return self._finish(sequence, FinishReason.LENGTH)
+        token_id = self.script[sequence.sent % len(self.script)]
+        sequence.sent += 1
+        if token_id in request.stop_token_ids:
+            return self._finish(sequence, FinishReason.STOP)
+        logprob = -0.5 if request.sampling.top_logprobs is not None else None
+        return TokenEvent(request_id, token_id, logprob, self.top)
+
+    def _finish(self, sequence, reason, error=None):
+        return FinishEvent(
+            sequence.request.id, reason, len(sequence.request.prompt_ids), sequence.sent, 1.0, 2.0, 3.0, error
+        )
+
+
+class FakeWorld:
+    """Parts for a ModelHost, and handles on what they made."""
+
+    def __init__(self):
+        self.models = []
+        self.engines = []
+        self.load_error = None
+        self.next_plan = plan()
+        self.on_engine = lambda engine: None
+
+    def parts(self):
+        return Parts(
+            load_model=self._load,
+            make_engine=self._engine,
+            make_template=lambda model: FakeTemplate() if model.chat_template else None,
+            plan=lambda path, settings: self.next_plan,
+        )
+
+    def _load(self, path, settings):
+        if self.load_error:
+            raise self.load_error
+        self.models.append(FakeModel(path))
+        return self.models[-1]
+
+    def _engine(self, model, max_waiting, sink):
+        engine = FakeEngine(sink)
+        self.engines.append(engine)
+        self.on_engine(engine)
+        return engine
