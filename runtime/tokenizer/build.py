@@ -9,7 +9,14 @@ from runtime.errors import ModelFormatError, UnsupportedModelError
 from runtime.gguf import ModelFile
 from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from runtime.tokenizer.tokenizer import Tokenizer, byte_value
-from runtime.tokenizer.vocabulary import TokenType, Vocabulary, fault, read_vocabulary
+from runtime.tokenizer.vocabulary import (
+    TokenType,
+    Vocabulary,
+    fault,
+    read_merges,
+    read_scores,
+    read_vocabulary,
+)
 
 _WORD_START = "\u2581"
 # WordPiece looks up every prefix of a word: its time grows with the square of this.
@@ -23,9 +30,9 @@ def build_tokenizer(file: ModelFile) -> Tokenizer:
     """
     vocabulary = read_vocabulary(file)
     if vocabulary.kind == "gpt2":
-        return _build_bpe(vocabulary)
+        return _build_bpe(vocabulary, read_merges(file))
     if vocabulary.kind == "llama":
-        return _build_sentencepiece(vocabulary)
+        return _build_sentencepiece(vocabulary, read_scores(file, len(vocabulary.tokens)))
     return _build_wordpiece(vocabulary)
 
 
@@ -52,18 +59,21 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _build_bpe(vocabulary: Vocabulary) -> Tokenizer:
+def _build_bpe(vocabulary: Vocabulary, merges: list[str]) -> Tokenizer:
     pre = PRE_TOKENIZERS.get(vocabulary.pre)
     if pre is None:
         raise UnsupportedModelError(
             f"tokenizer.ggml.pre is {vocabulary.pre[:64]!r}; quantd knows {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     texts = _mergeable(vocabulary)
-    merges = _split_merges(vocabulary.merges, texts)
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    # Checked before the library sees it: it panics on a result that is longer than any token.
+    if not texts.keys() >= set(map("".join, pairs)):
+        raise _merge_fault(pairs, texts)
     try:
-        model = models.BPE(vocab=texts, merges=merges, ignore_merges=pre.ignore_merges)
+        model = models.BPE(vocab=texts, merges=pairs, ignore_merges=pre.ignore_merges)
     except Exception as error:  # the library has no class of its own
-        raise _merge_fault(texts, merges) from error
+        raise _merge_fault(pairs, texts) from error
     merger = tokenizers.Tokenizer(model)
     merger.pre_tokenizer = _pre_tokenizer(pre)
     add_bos = pre.add_bos if vocabulary.add_bos is None else vocabulary.add_bos
@@ -77,26 +87,14 @@ def _pre_tokenizer(pre: PreTokenizer) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _split_merges(merges: list[str], texts: dict[str, int]) -> list[tuple[str, str]]:
-    """Both parts of every merge, checked to give a token: the library panics on a result longer than any token."""
-    split: list[tuple[str, str]] = []
-    for merge in merges:
-        space = merge.find(" ", 1)
-        left, right = merge[:space], merge[space + 1 :]
-        if space < 0 or left + right not in texts:
-            raise fault("BAD_MERGE", "merges", f"entry {len(split)} does not join two tokens to a token")
-        split.append((left, right))
-    return split
+def _merge_fault(pairs: list[tuple[str, ...]], texts: dict[str, int]) -> ModelFormatError:
+    wrong = (
+        i for i, pair in enumerate(pairs) if len(pair) != 2 or not {*pair, "".join(pair)} <= texts.keys()
+    )
+    return fault("BAD_MERGE", "merges", f"entry {next(wrong, 0)} does not join two tokens to a token")
 
 
-def _merge_fault(texts: dict[str, int], merges: list[tuple[str, str]]) -> ModelFormatError:
-    for index, (left, right) in enumerate(merges):
-        if left not in texts or right not in texts:
-            return fault("BAD_MERGE", "merges", f"entry {index} names a token that does not exist")
-    return fault("BAD_MERGE", "merges", "the merges do not fit the tokens")
-
-
-def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
+def _build_sentencepiece(vocabulary: Vocabulary, scores: list[float]) -> Tokenizer:
     texts = _mergeable(vocabulary)
     byte_values = {
         byte_value(text)
@@ -114,7 +112,7 @@ def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
         texts[unk_text] = vocabulary.unk_id
     model = models.BPE(
         vocab=texts,
-        merges=_merges_from_scores(vocabulary, texts),
+        merges=_merges_from_scores(vocabulary.types, scores, texts),
         unk_token=unk_text,
         fuse_unk=False,
         byte_fallback=has_bytes,
@@ -125,19 +123,19 @@ def _build_sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     )
 
 
-def _merges_from_scores(vocabulary: Vocabulary, texts: dict[str, int]) -> list[tuple[str, str]]:
+def _merges_from_scores(types: bytes, scores: list[float], texts: dict[str, int]) -> list[tuple[str, str]]:
     """SentencePiece BPE merges the neighbours whose joined text is the token of the highest score.
 
     So every way to cut a token into two tokens is a merge, ranked by the token's score.
     """
     ranked: list[tuple[float, int, int, str, str]] = []
     for text, i in texts.items():
-        if len(text) < 2 or vocabulary.types[i] == TokenType.BYTE:
+        if len(text) < 2 or types[i] == TokenType.BYTE:
             continue
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in texts and right in texts:
-                ranked.append((-vocabulary.scores[i], texts[left], texts[right], left, right))
+                ranked.append((-scores[i], texts[left], texts[right], left, right))
     ranked.sort()
     return [(left, right) for _, _, _, left, right in ranked]
 

@@ -64,18 +64,16 @@ def fault(code: str, key: str, message: str) -> ModelFormatError:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A checked vocabulary; ids are indexes into `tokens`, every id here is in range.
+    """A checked vocabulary; ids are indexes into `tokens` and `types`, every id here is in range.
 
-    `scores` is empty for kinds that have none, `merges` likewise.  Token strings may hold surrogate escapes where the
+    Token strings may hold surrogate escapes where the
     file's bytes are no UTF-8.
     """
 
     kind: str
     pre: str
     tokens: list[str]
-    types: list[int]
-    scores: list[float]
-    merges: list[str]
+    types: bytes  # (n_tokens,) TokenType
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
@@ -123,8 +121,6 @@ def read_vocabulary(file: ModelFile) -> Vocabulary:
         pre=file.string("tokenizer.ggml.pre", "default"),
         tokens=tokens,
         types=types,
-        scores=_read_scores(file, len(tokens)) if kind == "llama" else [],
-        merges=_read_merges(file) if kind == "gpt2" else [],
         bos_id=_read_id(file, bos_key, defaults.bos, len(tokens)),
         eos_id=eos_id,
         unk_id=_read_id(file, "unknown_token_id", defaults.unk, len(tokens)),
@@ -165,19 +161,20 @@ def _read_tokens(file: ModelFile) -> list[str]:
     return tokens
 
 
-def _read_types(file: ModelFile, n_tokens: int) -> list[int]:
+def _read_types(file: ModelFile, n_tokens: int) -> bytes:
     if not _has(file, "token_type"):
-        return [int(TokenType.NORMAL)] * n_tokens
+        return bytes((TokenType.NORMAL,)) * n_tokens
     _check_length(file, "token_type", MAX_TOKENS)
     types = file.integers("tokenizer.ggml.token_type")
     if len(types) != n_tokens:
         raise fault("LENGTH_MISMATCH", "token_type", f"{len(types)} entries for {n_tokens} tokens")
     if min(types) < 0 or max(types) > max(TokenType):
         raise fault("BAD_TOKEN_TYPE", "token_type", f"an entry is outside 0 to {int(max(TokenType))}")
-    return types
+    return bytes(types)
 
 
-def _read_scores(file: ModelFile, n_tokens: int) -> list[float]:
+def read_scores(file: ModelFile, n_tokens: int) -> list[float]:
+    """Read the score of every token; SentencePiece merges by them."""
     _check_length(file, "scores", MAX_TOKENS)
     scores = file.numbers("tokenizer.ggml.scores")
     if len(scores) != n_tokens:
@@ -185,7 +182,8 @@ def _read_scores(file: ModelFile, n_tokens: int) -> list[float]:
     return scores
 
 
-def _read_merges(file: ModelFile) -> list[str]:
+def read_merges(file: ModelFile) -> list[str]:
+    """Read the merges of byte-level BPE, first ones first; each is two tokens with a space between."""
     _check_length(file, "merges", MAX_MERGES)
     return file.strings("tokenizer.ggml.merges")
 
@@ -200,7 +198,7 @@ def _read_flag(file: ModelFile, key: str) -> bool | None:
     return file.boolean(f"tokenizer.ggml.{key}") if _has(file, key) else None
 
 
-def _read_end_ids(file: ModelFile, tokens: list[str], types: list[int], eos_id: int | None) -> frozenset[int]:
+def _read_end_ids(file: ModelFile, tokens: list[str], types: bytes, eos_id: int | None) -> frozenset[int]:
     named = (_read_id(file, key, None, len(tokens)) for key in ("eot_token_id", "eom_token_id"))
     found = {i for i in (eos_id, *named) if i is not None}
     found.update(i for i, kind in enumerate(types) if kind == TokenType.CONTROL and tokens[i] in _END_NAMES)
