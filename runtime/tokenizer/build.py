@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
@@ -66,7 +68,7 @@ def _build_bpe(vocabulary: Vocabulary, merges: list[str]) -> Tokenizer:
             f"tokenizer.ggml.pre is {vocabulary.pre[:64]!r}; quantd knows {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     texts = _mergeable(vocabulary)
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
     # Checked before the library sees it: it panics on a result that is longer than any token.
     if not texts.keys() >= set(map("".join, pairs)):
         raise _merge_fault(pairs, texts)
@@ -87,7 +89,7 @@ def _pre_tokenizer(pre: PreTokenizer) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _merge_fault(pairs: list[tuple[str, ...]], texts: dict[str, int]) -> ModelFormatError:
+def _merge_fault(pairs: list[Any], texts: dict[str, int]) -> ModelFormatError:
     wrong = (
         i for i, pair in enumerate(pairs) if len(pair) != 2 or not {*pair, "".join(pair)} <= texts.keys()
     )
