@@ -147,9 +147,8 @@ class GgufParser {
         for (uint64_t i = 0; i < n_key_values_; ++i) read_key_value();
         sort_keys();
         read_alignment();
-        uint64_t infos_offset = position_;
         for (uint64_t i = 0; i < n_tensors_; ++i) read_tensor_info();
-        sort_tensors(infos_offset);
+        sort_tensors();
         file_.metadata_bytes_ = position_;
         file_.data_offset_ = data_offset();
         place_tensors();
@@ -341,7 +340,7 @@ class GgufParser {
         if (const char* fault = name_fault(name)) {
             fail("BAD_TENSOR_NAME", start, "tensor name \"" + where_ + "\" " + fault);
         }
-        TensorInfo tensor{std::string(name), 0, 0, {1, 1, 1, 1}, 0, 0};
+        TensorInfo tensor{std::string(name), 0, 0, {1, 1, 1, 1}, 0, 0, start};
         tensor.n_dims = read<uint32_t>("a tensor's dimensions");
         if (tensor.n_dims == 0 || tensor.n_dims > kMaxDims) {
             fail("BAD_DIMENSIONS", position_ - 4,
@@ -398,7 +397,7 @@ class GgufParser {
         return n_bytes;
     }
 
-    void sort_tensors(uint64_t infos_offset) {
+    void sort_tensors() {
         auto& order = file_.tensors_by_name_;
         const auto& tensors = file_.tensors_;
         order.resize(tensors.size());
@@ -411,7 +410,7 @@ class GgufParser {
             const TensorInfo& second = tensors[order[i]];
             if (tensors[order[i - 1]].name != second.name) continue;
             where_ = printable(second.name);
-            fail("DUPLICATE_TENSOR", infos_offset, "tensor \"" + where_ + "\" appears twice");
+            fail("DUPLICATE_TENSOR", second.info_offset, "tensor \"" + where_ + "\" appears twice");
         }
     }
 
@@ -429,7 +428,7 @@ class GgufParser {
             if (add_overflows(file_.data_offset_, tensor.offset, &begin) ||
                 add_overflows(begin, tensor.n_bytes, &end) || end > bytes_.size()) {
                 where_ = printable(tensor.name);
-                fail("TENSOR_OUT_OF_BOUNDS", begin,
+                fail("TENSOR_OUT_OF_BOUNDS", tensor.info_offset,
                      "tensor \"" + where_ + "\" of " + number(tensor.n_bytes) + " bytes at offset " +
                          number(tensor.offset) + " of the data ends behind the file's end at " +
                          number(bytes_.size()) + "; the download or copy is incomplete, fetch it again");
@@ -449,7 +448,7 @@ class GgufParser {
             const TensorInfo& tensor = tensors[order[i]];
             if (before.offset + before.n_bytes <= tensor.offset) continue;
             where_ = printable(tensor.name);
-            fail("TENSOR_OVERLAP", tensor.offset,
+            fail("TENSOR_OVERLAP", tensor.info_offset,
                  "tensors \"" + printable(before.name) + "\" and \"" + where_ +
                      "\" overlap; the file is damaged");
         }

@@ -77,6 +77,7 @@ struct TensorInfo {
     std::array<int64_t, kMaxDims> ne;  // elements per dimension, row length first, 1 where unused
     uint64_t offset;                   // absolute, a multiple of the alignment behind data_offset
     uint64_t n_bytes;                  // offset + n_bytes <= size_bytes
+    uint64_t info_offset;              // where its entry in the table of tensors begins
 };
 
 // Printable form of a name out of a file, for errors and logs: quotes, control and non-ASCII bytes as \xNN,

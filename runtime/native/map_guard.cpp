@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
+#include <fstream>
 #include <mutex>
 #include <system_error>
 
@@ -161,6 +163,7 @@ FileMap::FileMap(const std::string& path) {
     void* address = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, descriptor.get(), 0);
     if (address == MAP_FAILED) throw_errno("mmap");
     address_ = address;
+    knows_page_cache_ = status.st_uid == geteuid() || access(path.c_str(), W_OK) == 0;
     uintptr_t begin = reinterpret_cast<uintptr_t>(address_);
     uintptr_t pages = (size_ + page_bytes() - 1) / page_bytes();
     slot_ = add_slot(begin, begin + pages * page_bytes());
@@ -178,7 +181,26 @@ FileMap::~FileMap() {
 
 bool FileMap::poisoned() const { return g_slots[slot_].poisoned.load(std::memory_order_acquire); }
 
+uint64_t FileMap::mapped_bytes() const {
+    const auto first = reinterpret_cast<uintptr_t>(address_);
+    std::ifstream smaps("/proc/self/smaps");
+    uint64_t total_kib = 0;
+    bool is_inside = false;
+    for (std::string line; std::getline(smaps, line);) {
+        unsigned long begin = 0;
+        unsigned long end = 0;
+        unsigned long long rss_kib = 0;
+        if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+            is_inside = begin >= first && begin < first + size_;
+        } else if (is_inside && std::sscanf(line.c_str(), "Rss: %llu", &rss_kib) == 1) {
+            total_kib += rss_kib;
+        }
+    }
+    return total_kib * 1024;
+}
+
 uint64_t FileMap::resident_bytes() const {
+    if (!knows_page_cache_) return mapped_bytes();
     constexpr size_t kChunkPages = 16'384;
     std::array<unsigned char, kChunkPages> flags;  // one byte per page
     const size_t page = page_bytes();

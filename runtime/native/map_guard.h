@@ -27,12 +27,18 @@ class FileMap {
 
     bool poisoned() const;
 
-    // Bytes in memory now (page cache), by mincore; whole pages, at most the size rounded up.
+    // Bytes that lie in memory now, whole pages: of the page cache where the kernel tells us (mincore), else
+    // mapped_bytes().  The kernel hides the page cache of files that we neither own nor may write, as a
+    // served model often is, and then calls every page resident.
     uint64_t resident_bytes() const;
+
+    // Bytes that this process has touched and that are still in memory (Rss in /proc/self/smaps).
+    uint64_t mapped_bytes() const;
 
   private:
     void* address_ = nullptr;
     size_t size_ = 0;
+    bool knows_page_cache_ = false;
     int slot_ = -1;  // in the handler's table
 };
 
