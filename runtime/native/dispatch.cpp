@@ -17,6 +17,8 @@ Kernels scalar_table() {
     table.level = "scalar";
     scalar::add_dequantize(table);
     scalar::add_matmul(table);
+    scalar::add_matmul_q8_32(table);
+    scalar::add_matmul_q8_256(table);
     scalar::add_activation(table);
     scalar::add_elementwise(table);
     scalar::add_rope(table);
@@ -34,6 +36,20 @@ bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
+}
+
+void add_avx2(Kernels& table) {
+    table.level = "avx2";
+    avx2::add_matmul(table);
+    avx2::add_matmul_q8_32(table);
+    avx2::add_matmul_q8_256(table);
+}
+
+void add_avx512vnni(Kernels& table) {
+    table.level = "avx512vnni";
+    avx512vnni::add_matmul(table);
+    avx512vnni::add_matmul_q8_32(table);
+    avx512vnni::add_matmul_q8_256(table);
 }
 #endif
 
@@ -53,11 +69,10 @@ struct Levels {
 #if defined(__x86_64__)
         __builtin_cpu_init();
         if (has_avx2()) {
-            table.level = "avx2";
+            add_avx2(table);
             add(table);
             if (has_avx512vnni()) {
-                table.level = "avx512vnni";
-                avx512vnni::add_matmul_q8_256(table);
+                add_avx512vnni(table);
                 add(table);
             }
         }

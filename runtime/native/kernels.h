@@ -17,7 +17,7 @@ namespace quantd {
 // The form in which a matmul of some weight type reads its activations.
 enum class ActForm : uint32_t {
     F32 = 0,     // plain floats (n_in)
-    Q8_32 = 1,   // int8 with one scale per 32 elements: Q8_0 weights
+    Q8_32 = 1,   // int8 with one scale per 32 elements: weights in blocks of 32
     Q8_256 = 2,  // BlockQ8_256 per 256 elements: k-quants
 };
 
@@ -27,7 +27,7 @@ enum class ActForm : uint32_t {
 // Q8_32, in this order, nothing between:
 //     int8_t  qs[n_in]         value = d[i / 32] * qs[i], qs in [-127, 127]
 //     float   d[n_in / 32]
-//     float   sums[n_in / 32]  sum of the 32 qs: corrects kernels that make the weights unsigned
+//     float   sums[n_in / 32]  sum of the 32 qs: folds minima, and offsets that make weights unsigned
 //
 // Q8_256: n_in / 256 of the block below.  Inside a block the eight groups of 32 elements are stored in the
 // order kGroupOrder, so that 64 packed bytes of a k-quant (low nibbles, then high nibbles) meet 64

@@ -10,6 +10,7 @@ import pytest
 
 from runtime import _native
 from tests.kernels.support import (
+    ACTIVATION_FORM,
     LEVELS,
     PLAIN_TYPES,
     TYPES,
@@ -55,11 +56,11 @@ def test_agrees_with_float64(level: str, type_name: str) -> None:
         assert (np.abs(got - seen @ w.T) <= tolerance * bound).all(), n_in
 
 
-@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("type_name", ACTIVATION_FORM)
 def test_rounding_of_activations_costs_at_most_half_a_step_each(type_name: str) -> None:
     weight, x = case(type_name, 4, 9, 512)
     w = dequantized(type_name, weight, 9, 512)
-    block = 32 if type_name == "Q8_0" else 256
+    block = 32 if ACTIVATION_FORM[type_name] == "q8_32" else 256
     step = np.repeat(np.abs(x).reshape(4, -1, block).max(axis=2), block, axis=1).astype(np.float64) / 127
     got = _native.matmul("scalar", type_name, weight, 9, 512, x)
     assert (np.abs(got - x.astype(np.float64) @ w.T) <= 0.51 * step @ np.abs(w).T).all()

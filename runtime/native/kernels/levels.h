@@ -8,6 +8,8 @@
 namespace quantd::scalar {
 void add_dequantize(Kernels& table);
 void add_matmul(Kernels& table);
+void add_matmul_q8_32(Kernels& table);
+void add_matmul_q8_256(Kernels& table);
 void add_activation(Kernels& table);
 void add_elementwise(Kernels& table);
 void add_rope(Kernels& table);
@@ -33,6 +35,14 @@ void dequantize_iq4_xs(const uint8_t* row, float* out, int64_t n);
 void dequantize_mxfp4(const uint8_t* row, float* out, int64_t n);
 }  // namespace quantd::scalar
 
+namespace quantd::avx2 {
+void add_matmul(Kernels& table);
+void add_matmul_q8_32(Kernels& table);
+void add_matmul_q8_256(Kernels& table);
+}  // namespace quantd::avx2
+
 namespace quantd::avx512vnni {
+void add_matmul(Kernels& table);
+void add_matmul_q8_32(Kernels& table);
 void add_matmul_q8_256(Kernels& table);
 }  // namespace quantd::avx512vnni

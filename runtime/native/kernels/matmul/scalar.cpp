@@ -1,9 +1,5 @@
-// Matmul of weight rows in their GGUF blocks with activation rows: the specification.  Sums over blocks are
-// in double, so that this level is also the most accurate one.
-#include <cstring>
-
-#include "blocks.h"
-#include "half.h"
+// Matmul of float weights with float activations, and the generic path that expands one weight row of any type at a
+// time: the specification.  Sums are in double, so that this level is also the most accurate one.
 #include "kernels/levels.h"
 
 namespace quantd::scalar {
@@ -30,132 +26,19 @@ void matmul_expanded(const MatmulArgs& args) {
     }
 }
 
-// One weight row against one Q8_32 activation row.
-double dot_q8_0(const uint8_t* row, const uint8_t* act, int64_t n_in) {
-    const int8_t* qs = reinterpret_cast<const int8_t*>(act);
-    double dot = 0;
-    for (int64_t b = 0; b < n_in / kQ32; ++b) {
-        BlockQ8_0 block;
-        std::memcpy(&block, row + b * int64_t(sizeof(block)), sizeof(block));
-        float d;
-        std::memcpy(&d, act + n_in + b * 4, 4);
-        int32_t sum = 0;
-        for (int j = 0; j < 32; ++j) sum += int32_t(block.qs[j]) * int32_t(qs[b * kQ32 + j]);
-        dot += double(f16_to_f32(block.d) * d) * sum;
-    }
-    return dot;
-}
-
-// The integer weights of one super-block: element i is d * (scale[i / 16] * q[i]) - dmin * min[i / 16].
-struct Expanded {
-    int32_t q[256], scale[16], min[16];
-    float d, dmin;
-};
-
-void unpack_scales(const uint8_t* packed, Expanded& out) {
-    for (int j = 0; j < 16; ++j) {
-        const int s = j / 2;  // one pair per 32 elements
-        out.scale[j] = s < 4 ? packed[s] & 0x3f : (packed[s + 4] & 0x0f) | ((packed[s - 4] >> 6) << 4);
-        out.min[j] = s < 4 ? packed[s + 4] & 0x3f : (packed[s + 4] >> 4) | ((packed[s] >> 6) << 4);
-    }
-}
-
-void expand(const BlockQ4_K& block, Expanded& out) {
-    unpack_scales(block.scales, out);
-    for (int i = 0; i < 256; ++i) out.q[i] = (block.qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4)) & 0x0f;
-    out.d = f16_to_f32(block.d);
-    out.dmin = f16_to_f32(block.dmin);
-}
-
-void expand(const BlockQ5_K& block, Expanded& out) {
-    unpack_scales(block.scales, out);
-    for (int i = 0; i < 256; ++i) {
-        const int low = (block.qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4)) & 0x0f;
-        out.q[i] = low | ((block.qh[i % 32] >> (i / 32)) & 1) << 4;
-    }
-    out.d = f16_to_f32(block.d);
-    out.dmin = f16_to_f32(block.dmin);
-}
-
-void expand(const BlockQ6_K& block, Expanded& out) {
-    for (int j = 0; j < 16; ++j) {
-        out.scale[j] = block.scales[j];
-        out.min[j] = 32 * block.scales[j];
-    }
-    for (int i = 0; i < 256; ++i) {
-        const int half = i / 128, l = i % 128;
-        const int low = (block.ql[half * 64 + l % 64] >> (l / 64 * 4)) & 0x0f;
-        out.q[i] = low | ((block.qh[half * 32 + l % 32] >> (l / 32 * 2)) & 3) << 4;
-    }
-    out.d = out.dmin = f16_to_f32(block.d);
-}
-
-// One expanded super-block against one block of activations.
-double dot_block(const Expanded& weight, const BlockQ8_256& act) {
-    int32_t sum = 0, min_sum = 0;
-    for (int j = 0; j < 16; ++j) {
-        const int8_t* qs = act.qs + kGroupOrder[j / 2] * 32 + j % 2 * 16;
-        int32_t part = 0;
-        for (int l = 0; l < 16; ++l) part += weight.q[j * 16 + l] * int32_t(qs[l]);
-        sum += weight.scale[j] * part;
-        min_sum += weight.min[j] * int32_t(act.sums[j]);
-    }
-    return double(act.d) * (double(weight.d) * sum - double(weight.dmin) * min_sum);
-}
-
-template <typename Block>
-void matmul_q8_256(const MatmulArgs& args) {
-    const int64_t n_blocks = args.n_in / kQ256;
-    for (int64_t o = args.out_begin; o < args.out_end; ++o) {
-        for (int64_t r = 0; r < args.n_rows; ++r) {
-            double dot = 0;
-            for (int64_t b = 0; b < n_blocks; ++b) {
-                Block block;
-                std::memcpy(&block, args.weight + o * args.row_bytes + b * int64_t(sizeof(Block)),
-                            sizeof(Block));
-                Expanded weight;
-                expand(block, weight);
-                BlockQ8_256 act;
-                std::memcpy(&act, args.act + r * args.act_stride + b * int64_t(sizeof(act)), sizeof(act));
-                dot += dot_block(weight, act);
-            }
-            store_result(args, r, o, dot);
-        }
-    }
-}
-
-void matmul_q8_0(const MatmulArgs& args) {
-    for (int64_t o = args.out_begin; o < args.out_end; ++o) {
-        const uint8_t* row = args.weight + o * args.row_bytes;
-        for (int64_t r = 0; r < args.n_rows; ++r) {
-            store_result(args, r, o, dot_q8_0(row, args.act + r * args.act_stride, args.n_in));
-        }
-    }
-}
-
 }  // namespace
 
 void add_matmul(Kernels& table) {
-    auto set = [&](Type type, ActForm form, MatmulFn function) {
-        table.act_form[static_cast<uint32_t>(type)] = form;
+    auto set = [&](Type type, MatmulFn function) {
+        table.act_form[static_cast<uint32_t>(type)] = ActForm::F32;
         table.matmul[static_cast<uint32_t>(type)] = function;
     };
-    set(Type::F32, ActForm::F32, matmul_expanded<dequantize_f32>);
-    set(Type::F16, ActForm::F32, matmul_expanded<dequantize_f16>);
-    set(Type::BF16, ActForm::F32, matmul_expanded<dequantize_bf16>);
-    set(Type::Q8_0, ActForm::Q8_32, matmul_q8_0);
-    set(Type::Q4_0, ActForm::F32, matmul_expanded<dequantize_q4_0>);
-    set(Type::Q4_1, ActForm::F32, matmul_expanded<dequantize_q4_1>);
-    set(Type::Q5_0, ActForm::F32, matmul_expanded<dequantize_q5_0>);
-    set(Type::Q5_1, ActForm::F32, matmul_expanded<dequantize_q5_1>);
-    set(Type::Q2_K, ActForm::F32, matmul_expanded<dequantize_q2_k>);
-    set(Type::Q3_K, ActForm::F32, matmul_expanded<dequantize_q3_k>);
-    set(Type::Q4_K, ActForm::Q8_256, matmul_q8_256<BlockQ4_K>);
-    set(Type::Q5_K, ActForm::Q8_256, matmul_q8_256<BlockQ5_K>);
-    set(Type::Q6_K, ActForm::Q8_256, matmul_q8_256<BlockQ6_K>);
-    set(Type::IQ4_NL, ActForm::F32, matmul_expanded<dequantize_iq4_nl>);
-    set(Type::IQ4_XS, ActForm::F32, matmul_expanded<dequantize_iq4_xs>);
-    set(Type::MXFP4, ActForm::F32, matmul_expanded<dequantize_mxfp4>);
+    set(Type::F32, matmul_expanded<dequantize_f32>);
+    set(Type::F16, matmul_expanded<dequantize_f16>);
+    set(Type::BF16, matmul_expanded<dequantize_bf16>);
+    set(Type::Q2_K, matmul_expanded<dequantize_q2_k>);
+    set(Type::Q3_K, matmul_expanded<dequantize_q3_k>);
+    set(Type::IQ4_XS, matmul_expanded<dequantize_iq4_xs>);
 }
 
 }  // namespace quantd::scalar

@@ -3,19 +3,17 @@
 // 64 packed bytes give two vectors of unsigned quants that meet 64 consecutive activations (kGroupOrder), so
 // one vpdpbusd takes 64 products to 16 sums of four.  Each sum fits 16 bits, so vpdpwssd multiplies it by its
 // sub-block's scale and adds up.  One float multiply-add per super-block and activation row follows.  The
-// weights of a super-block are unpacked once for up to kMaxRows activation rows; the order of operations for
+// weights of a super-block are unpacked once for up to eight activation rows; the order of operations for
 // one row does not depend on how many share them.
 #include <immintrin.h>
 
 #include "blocks.h"
 #include "kernels/levels.h"
+#include "kernels/tile.h"
 
 namespace quantd::avx512vnni {
 namespace {
 
-constexpr int kMaxRows = 8;          // activation rows of a tile
-constexpr int64_t kOutGroup = 16;    // weight rows that meet a tile before the next one
-constexpr int64_t kChunkBlocks = 4;  // super-blocks of a tile that stay in L1 meanwhile
 constexpr int64_t kPrefetchBytes = 2048;
 
 // Fields of BlockQ8_256.
@@ -187,100 +185,36 @@ struct Q6K {
     }
 };
 
-void store_result(const MatmulArgs& args, int64_t r, int64_t o, __m512 lanes) {
-    float value = _mm512_reduce_add_ps(lanes);
-    if (args.bias != nullptr) value += args.bias[o];
-    float& out = args.out[r * args.out_stride + o];
-    out = args.accumulate ? out + value : value;
-}
-
-// acc (kRows) += blocks [begin, end) of one weight row times kRows activation rows.
-template <class Format, int kRows>
-void dot_blocks(const uint8_t* row, const uint8_t* act, int64_t act_stride, int64_t begin, int64_t end,
-                __m512* acc) {
-    for (int64_t b = begin; b < end; ++b) {
-        const uint8_t* block = row + b * Format::kBytes;
-        _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBytes, _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBytes + 64, _MM_HINT_T0);
-        if (Format::kBytes > 128) {
-            _mm_prefetch(reinterpret_cast<const char*>(block) + kPrefetchBytes + 128, _MM_HINT_T0);
-        }
-        const Format weight(block);
-        for (int r = 0; r < kRows; ++r) {
-            const uint8_t* a = act + r * act_stride + b * kActBytes;
-            float scale;
-            __builtin_memcpy(&scale, a + kActScale, 4);
-            acc[r] = _mm512_fmadd_ps(weight.dot(a), _mm512_set1_ps(scale), acc[r]);
-        }
-    }
-}
-
-// kRows activation rows from r against weight rows [begin, end), at most kOutGroup of them.
-template <class Format, int kRows>
-void tile(const MatmulArgs& args, int64_t begin, int64_t end, int64_t r) {
-    const uint8_t* act = args.act + r * args.act_stride;
-    const int64_t n_blocks = args.n_in / kQ256;
-    if (end - begin == 1 || n_blocks <= kChunkBlocks) {
-        for (int64_t o = begin; o < end; ++o) {
-            __m512 acc[kRows];
-            for (int i = 0; i < kRows; ++i) acc[i] = _mm512_setzero_ps();
-            dot_blocks<Format, kRows>(args.weight + o * args.row_bytes, act, args.act_stride, 0, n_blocks,
-                                      acc);
-            for (int i = 0; i < kRows; ++i) store_result(args, r + i, o, acc[i]);
-        }
-        return;
-    }
-    __m512 partial[kOutGroup][kRows];
-    for (int64_t first = 0; first < n_blocks; first += kChunkBlocks) {
-        const int64_t last = first + kChunkBlocks < n_blocks ? first + kChunkBlocks : n_blocks;
-        for (int64_t o = begin; o < end; ++o) {
-            __m512 acc[kRows];
-            for (int i = 0; i < kRows; ++i) acc[i] = first == 0 ? _mm512_setzero_ps() : partial[o - begin][i];
-            dot_blocks<Format, kRows>(args.weight + o * args.row_bytes, act, args.act_stride, first, last,
-                                      acc);
-            for (int i = 0; i < kRows; ++i) partial[o - begin][i] = acc[i];
-        }
-    }
-    for (int64_t o = begin; o < end; ++o) {
-        for (int i = 0; i < kRows; ++i) store_result(args, r + i, o, partial[o - begin][i]);
-    }
-}
-
-// The tile of `rows` (1..kMaxRows) activation rows.
 template <class Format>
-void tile_of(int64_t rows, const MatmulArgs& args, int64_t begin, int64_t end, int64_t r) {
-    switch (rows) {
-        case 1:
-            return tile<Format, 1>(args, begin, end, r);
-        case 2:
-            return tile<Format, 2>(args, begin, end, r);
-        case 3:
-            return tile<Format, 3>(args, begin, end, r);
-        case 4:
-            return tile<Format, 4>(args, begin, end, r);
-        case 5:
-            return tile<Format, 5>(args, begin, end, r);
-        case 6:
-            return tile<Format, 6>(args, begin, end, r);
-        case 7:
-            return tile<Format, 7>(args, begin, end, r);
-        default:
-            return tile<Format, 8>(args, begin, end, r);
-    }
-}
+struct Kernel {
+    using Acc = __m512;
+    static constexpr int kRows = 8, kOuts = 1;
+    static constexpr int64_t kChunkUnits = 4;  // super-blocks
 
-template <class Format>
-void matmul(const MatmulArgs& args) {
-    // Few rows: weight rows one after the other, as they lie in memory.
-    const int64_t step = args.n_rows <= 2 ? 1 : kOutGroup;
-    for (int64_t o = args.out_begin; o < args.out_end; o += step) {
-        const int64_t end = o + step < args.out_end ? o + step : args.out_end;
-        for (int64_t r = 0; r < args.n_rows; r += kMaxRows) {
-            const int64_t left = args.n_rows - r;
-            tile_of<Format>(left < kMaxRows ? left : kMaxRows, args, o, end, r);
+    static int64_t units(int64_t n_in) { return n_in / kQ256; }
+    static Acc zero() { return _mm512_setzero_ps(); }
+    static float total(const Acc& acc) { return _mm512_reduce_add_ps(acc); }
+
+    template <int kTileOuts, int kTileRows>
+    static void dot(const Dot& tile, Acc* out) {
+        static_assert(kTileOuts == 1);
+        __m512 acc[kTileRows];
+        for (int r = 0; r < kTileRows; ++r) acc[r] = out[r];
+        for (int64_t b = tile.begin; b < tile.end; ++b) {
+            const uint8_t* block = tile.weight + b * Format::kBytes;
+            const char* ahead = reinterpret_cast<const char*>(block) + kPrefetchBytes;
+            for (int64_t line = 0; line < Format::kBytes; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+            const Format weight(block);
+            for (int r = 0; r < kTileRows; ++r) {
+                const uint8_t* act = tile.act + r * tile.act_stride + b * kActBytes;
+                float scale;
+                __builtin_memcpy(&scale, act + kActScale, 4);
+                acc[r] = _mm512_fmadd_ps(weight.dot(act), _mm512_set1_ps(scale), acc[r]);
+            }
         }
+        for (int r = 0; r < kTileRows; ++r) out[r] = acc[r];
     }
-}
+};
 
 }  // namespace
 
@@ -289,9 +223,9 @@ void add_matmul_q8_256(Kernels& table) {
         table.act_form[static_cast<uint32_t>(type)] = ActForm::Q8_256;
         table.matmul[static_cast<uint32_t>(type)] = function;
     };
-    set(Type::Q4_K, matmul<Q4K>);
-    set(Type::Q5_K, matmul<Q5K>);
-    set(Type::Q6_K, matmul<Q6K>);
+    set(Type::Q4_K, run_matmul<Kernel<Q4K>>);
+    set(Type::Q5_K, run_matmul<Kernel<Q5K>>);
+    set(Type::Q6_K, run_matmul<Kernel<Q6K>>);
 }
 
 }  // namespace quantd::avx512vnni
