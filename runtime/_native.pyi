@@ -114,6 +114,7 @@ def rope(level: str, x: Floats, cos: Floats, sin: Floats, interleaved: bool) -> 
 
 def swiglu(level: str, gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up, elementwise over (n)."""
+
 # --- Block encoders of the quantizer (bind_quantize.cpp) ----------------------------------------------------------
 
 def quantize_rows(
