@@ -212,7 +212,10 @@ def _n_pages(config: ModelShape, settings: RuntimeSettings, *, page_bytes: int, 
     useful_pages = sessions * _pages(context_tokens, settings)
     least_pages = max(sessions, _pages(settings.context_tokens, settings) if settings.context_tokens else 1)
     if settings.kv_budget_bytes is None:
-        ceiling_pages = _DEFAULT_BUDGET_BYTES // page_bytes
+        ceiling_pages = max(_DEFAULT_BUDGET_BYTES // page_bytes, least_pages)
+        # A context that was asked for is not made smaller behind the user's back.
+        if settings.context_tokens is not None:
+            return min(useful_pages, ceiling_pages)
         decent_pages = sessions * _pages(min(_LEAST_CONTEXT_TOKENS, context_tokens), settings)
         least_pages = max(least_pages, min(decent_pages, ceiling_pages))
         return min(useful_pages, max(least_pages, min(ceiling_pages, room_pages)))

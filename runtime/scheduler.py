@@ -52,10 +52,10 @@ class Scheduler:
         max_bypass: int = 8,
     ) -> None:
         """`context_tokens` limits one sequence; `max_step_rows` limits one step; buffers for both are taken here."""
-        if page_tokens < 1 or context_tokens < 2 or max_step_rows < 1 or max_bypass < 0:
+        if page_tokens < 1 or context_tokens < 1 or max_step_rows < 1 or max_bypass < 0:
             raise ValueError(
                 f"page_tokens {page_tokens}, context_tokens {context_tokens}, max_step_rows {max_step_rows}"
-                f" and max_bypass {max_bypass} must be at least 1, 2, 1 and 0"
+                f" and max_bypass {max_bypass} must be at least 1, 1, 1 and 0"
             )
         self.pool = pool
         self.page_tokens = page_tokens
