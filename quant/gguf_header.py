@@ -1,0 +1,118 @@
+"""The front of a GGUF v3 file: metadata and tensor table, as bytes.
+
+The metadata of a source file comes out with the same bytes for each value; only the keys that quantization changes are
+left out and set anew at the end, the way llama-quantize does it.  Nothing depends on the time or the machine.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from runtime.gguf import MetadataValue, ModelFile
+
+MAGIC = b"GGUF"
+VERSION = 3
+DEFAULT_ALIGNMENT = 32
+QUANTIZATION_VERSION = 2  # of the block layouts, as llama-quantize notes it
+
+# kind: (type id, little-endian format of one value)
+_NUMBERS = {
+    "u8": (0, "<u1"),
+    "i8": (1, "<i1"),
+    "u16": (2, "<u2"),
+    "i16": (3, "<i2"),
+    "u32": (4, "<u4"),
+    "i32": (5, "<i4"),
+    "f32": (6, "<f4"),
+    "bool": (7, "<u1"),
+    "u64": (10, "<u8"),
+    "i64": (11, "<i8"),
+    "f64": (12, "<f8"),
+}
+_STRING = 8
+_ARRAY = 9
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One entry of the metadata; `kind` as runtime.gguf names it ("u32", "array[string]")."""
+
+    key: str
+    kind: str
+    value: MetadataValue
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One line of the tensor table; `offset` counts from the start of the data section."""
+
+    name: str
+    shape: tuple[int, ...]  # row length first
+    type_id: int
+    offset: int
+
+
+def align(offset: int, alignment: int) -> int:
+    """Return the next multiple of the alignment at or after the offset."""
+    return -(-offset // alignment) * alignment
+
+
+def quantized_metadata(source: ModelFile, file_type: int) -> list[KeyValue]:
+    """Return the source's metadata with the keys that say how the file is quantized and split replaced."""
+    replaced = {"general.quantization_version", "general.file_type"}
+    kept = [
+        KeyValue(key, cast(str, source.kind(key)), cast(MetadataValue, source.get(key)))
+        for key in source.keys()  # noqa: SIM118 - a method, not a dict
+        if key not in replaced and not key.startswith("split.")
+    ]
+    return [
+        *kept,
+        KeyValue("general.quantization_version", "u32", QUANTIZATION_VERSION),
+        KeyValue("general.file_type", "u32", file_type),
+    ]
+
+
+def header_bytes(metadata: Sequence[KeyValue], tensors: Sequence[TensorEntry], alignment: int) -> bytes:
+    """Return everything before the data section, padded to the alignment."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for entry in metadata:
+        parts += (_string(entry.key), _value(entry.kind, entry.value))
+    for tensor in tensors:
+        parts += (_string(tensor.name), _tensor(tensor))
+    raw = b"".join(parts)
+    return raw.ljust(align(len(raw), alignment), b"\0")
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(kind: str, value: MetadataValue) -> bytes:
+    if kind.startswith("array["):
+        element = kind.removeprefix("array[").removesuffix("]")
+        items = cast("list[int] | list[float] | list[str]", value)
+        type_id, raw = _elements(element, items)
+        return struct.pack("<IIQ", _ARRAY, type_id, len(items)) + raw
+    type_id, raw = _elements(kind, cast("list[int] | list[float] | list[str]", [value]))
+    return struct.pack("<I", type_id) + raw
+
+
+def _elements(kind: str, items: Iterable[int] | Iterable[float] | Iterable[str]) -> tuple[int, bytes]:
+    if kind == "string":
+        return _STRING, b"".join(_string(cast(str, item)) for item in items)
+    type_id, layout = _NUMBERS[kind]
+    return type_id, np.array(list(items), dtype=np.dtype(layout)).tobytes()
+
+
+def _tensor(tensor: TensorEntry) -> bytes:
+    # Trailing dimensions of one are not written: readers take them as one.
+    shape = list(tensor.shape)
+    while len(shape) > 1 and shape[-1] == 1:
+        shape.pop()
+    return struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, tensor.type_id, tensor.offset)

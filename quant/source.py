@@ -1,0 +1,90 @@
+"""Reading the tensors of a model file from front to back, once.
+
+By read calls and not through the mapping: reads overlap with the encoding, a failing disk is an exception, and a file
+that is truncated meanwhile is noticed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import ModelChangedError
+from runtime.gguf import ModelFile
+
+
+class SourceReader:
+    """Open files of all shards; a context manager.  `read` is used by one thread at a time."""
+
+    def __init__(self, model: ModelFile) -> None:
+        self._paths = model.paths
+        self._sizes = tuple(shard.size_bytes for shard in model.shards)
+        self._fds: list[int] = []
+        self._states: list[tuple[int, ...]] = []
+        # A source that fills memory would push out the weights of the model being served.
+        self.drops_cache = model.size_bytes > _free_memory_bytes() // 2
+
+    def __enter__(self) -> Self:
+        try:
+            for path, size in zip(self._paths, self._sizes, strict=True):
+                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                os.posix_fadvise(self._fds[-1], 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                if os.fstat(self._fds[-1]).st_size != size:
+                    raise _changed(path)
+                self._states.append(_state(self._fds[-1]))
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def read(self, shard: int, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+        """Return (n_bytes,) bytes of a shard; ModelChangedError where the file ends before."""
+        data = np.empty(n_bytes, np.uint8)
+        view, position = data.data, offset
+        while view:
+            got = os.preadv(self._fds[shard], [view], position)
+            if got == 0:
+                raise _changed(self._paths[shard])
+            view, position = view[got:], position + got
+        if self.drops_cache:
+            os.posix_fadvise(self._fds[shard], offset, n_bytes, os.POSIX_FADV_DONTNEED)
+        return data
+
+    def check_unchanged(self) -> None:
+        """Raise ModelChangedError if a file was written to since it was opened."""
+        for path, fd, state in zip(self._paths, self._fds, self._states, strict=True):
+            if _state(fd) != state:
+                raise _changed(path)
+
+    def _close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _state(fd: int) -> tuple[int, ...]:
+    stat = os.fstat(fd)
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _changed(path: Path) -> ModelChangedError:
+    return ModelChangedError(
+        f"{path} was changed while it was being quantized; start again once it is complete"
+    )
+
+
+def _free_memory_bytes() -> int:
+    """Return MemAvailable, or the free pages where the kernel does not say."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

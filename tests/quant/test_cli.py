@@ -1,0 +1,83 @@
+"""`quantd quantize` as people and programs use it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from daemon.__main__ import run
+from daemon.cli.quantize import command
+from runtime.gguf import ModelFile
+from tests.quant.helpers import write_model
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_model(tmp_path / "in.gguf", n_layers=1)
+
+
+def invoke(*arguments) -> click.testing.Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_summary(source, tmp_path):
+    result = invoke(source, tmp_path / "out.gguf")
+    assert result.exit_code == 0
+    assert "Q4_K " in result.stdout
+    assert "bits per weight, Q4_K_M" in result.stdout
+    assert str(tmp_path / "out.gguf") in result.stdout
+
+
+def test_json(source, tmp_path):
+    output = tmp_path / "out.gguf"
+    facts = json.loads(invoke(source, output, "--recipe", "q8_0", "--threads", 2, "--json").stdout)
+    assert facts["output"] == str(output)
+    assert facts["recipe"] == "Q8_0"
+    assert facts["output_bytes"] == output.stat().st_size
+    assert facts["source_bytes"] == source.stat().st_size
+    assert facts["types"]["Q8_0"]["tensors"] == 9
+    assert {info.type_name for info in ModelFile.open(output).tensors.values()} == {"Q8_0", "F32"}
+
+
+def test_progress_lines(source, tmp_path):
+    lines = [
+        json.loads(line)
+        for line in invoke(source, tmp_path / "out.gguf", "--progress-json").stdout.splitlines()
+    ]
+    assert [line["event"] for line in lines[:-1]] == ["progress"] * (len(lines) - 1)
+    assert lines[-1]["event"] == "result"
+    assert lines[-2]["bytes_done"] == lines[-2]["bytes_total"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["in.gguf", "in.gguf", "--force"], 73, "source itself"),
+        (["in.gguf", "there.gguf"], 73, "exists already"),
+        (["in.gguf", "absent/out.gguf"], 73, "does not exist"),
+        (["absent.gguf", "out.gguf"], 74, "absent.gguf"),
+        (["text.gguf", "out.gguf"], 65, "text.gguf"),
+        (["in.gguf", "out.gguf", "--recipe", "IQ2_XXS"], 64, "Q4_K_M, Q5_K_S, Q8_0"),
+        (["in.gguf", "out.gguf", "--threads", "0"], 64, "threads"),
+        (["in.gguf", "out.gguf", "--threads", "many"], 64, "threads"),
+        (["in.gguf"], 64, "OUTPUT"),
+    ],
+)
+def test_exit_codes(source, tmp_path, monkeypatch, capsys, arguments, code, said):  # noqa: PLR0917 - fixtures
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.gguf").write_bytes(b"x")
+    (tmp_path / "text.gguf").write_text("not a model at all, but some text that is long enough for a header")
+    assert run(["quantize", *arguments]) == code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_failures_are_events_for_programs(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.gguf").write_bytes(b"x")
+    assert run(["quantize", "in.gguf", "out.gguf", "--progress-json"]) == 73
+    event = json.loads(capsys.readouterr().out)
+    assert (event["event"], event["reason"]) == ("error", "OUTPUT_EXISTS")
