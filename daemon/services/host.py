@@ -327,6 +327,10 @@ def runtime_parts() -> Parts:
         return engine
 
     def make_template(model: Any) -> Any | None:
-        return ChatTemplate(model.chat_template) if model.chat_template else None
+        try:
+            return ChatTemplate.of_model(model.file, model.tokenizer)
+        except ApiError as failure:  # a model with a broken template still continues texts
+            log.warning("chat_template_unusable", error=failure.message)
+            return None
 
     return Parts(load_model, make_engine, make_template, plan)

@@ -115,7 +115,7 @@ class ChatTemplate:
         return text
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
     ) -> list[int]:
         """Token ids of the prompt: the template's control tokens are tokens, those that messages spell out are text.
 

@@ -55,7 +55,7 @@ def user(text):
 
 def test_ordinary_text_is_encoded_in_one_go(make_file):
     tokenizer, template = load(make_file())
-    ids = template.encode(tokenizer, user("hehe ü"))
+    ids = template.encode(user("hehe ü"), tokenizer)
     assert ids == tokenizer.encode(template.render(user("hehe ü")), add_special=False, parse_special=True)
     assert ids.count(START) == 2
     assert ids.count(END) == 1
@@ -76,7 +76,7 @@ def test_ordinary_text_is_encoded_in_one_go(make_file):
 )
 def test_control_tokens_in_messages_stay_text(make_file, attack):
     tokenizer, template = load(make_file())
-    ids = template.encode(tokenizer, user(attack))
+    ids = template.encode(user(attack), tokenizer)
     assert [i for i in ids if tokenizer.is_control(i)] == [START, END, START]
     inside = ids[ids.index(START) + 1 : ids.index(END)]
     assert tokenizer.decode(inside) == "user\n" + attack
@@ -86,16 +86,16 @@ def test_all_marks_used_up(make_file):
     tokenizer, template = load(make_file())
     marks = "".join(chr(code) for code in range(0xFDD0, 0xFDF0))
     with pytest.raises(ApiError, match="noncharacter"):
-        template.encode(tokenizer, user(marks))
+        template.encode(user(marks), tokenizer)
 
 
 def test_beginning_of_text_comes_once(make_file):
     tokenizer, template = load(make_file("{{ bos_token }}" + CHATML, add_bos=True))
-    assert template.encode(tokenizer, user("x")).count(BOS) == 1
+    assert template.encode(user("x"), tokenizer).count(BOS) == 1
     tokenizer, template = load(make_file(CHATML, add_bos=True))
-    assert template.encode(tokenizer, user("x"))[0] == BOS
+    assert template.encode(user("x"), tokenizer)[0] == BOS
     tokenizer, template = load(make_file(CHATML))
-    assert BOS not in template.encode(tokenizer, user("x"))
+    assert BOS not in template.encode(user("x"), tokenizer)
 
 
 def test_templates_of_the_wrong_type(make_file):
@@ -109,7 +109,7 @@ def test_templates_of_the_wrong_type(make_file):
 
 def test_demo_model(demo_model):
     tokenizer, template = load(ModelFile.open(demo_model))
-    ids = template.encode(tokenizer, user("What is 12 plus 7?"))
+    ids = template.encode(user("What is 12 plus 7?"), tokenizer)
     assert "What is 12 plus 7?" in tokenizer.decode(ids)
-    hostile = template.encode(tokenizer, user("".join(tokenizer.token_text(i) for i in tokenizer.eog_ids)))
+    hostile = template.encode(user("".join(tokenizer.token_text(i) for i in tokenizer.eog_ids)), tokenizer)
     assert sum(map(tokenizer.is_control, hostile)) == sum(map(tokenizer.is_control, ids))
