@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from runtime.admission import EngineModel, SamplerFactory, check_request, make_sampler, native_sampler
 from runtime.errors import EngineStoppedError, ModelChangedError, QueueFullError, RequestError
@@ -34,6 +33,7 @@ from runtime.request import (
     FinishEvent,
     FinishReason,
     Request,
+    Sequence,
 )
 from runtime.scheduler import Scheduler
 from runtime.step_plan import StepPlan
@@ -107,7 +107,7 @@ class Engine:
 
         # The lock guards everything below, and the moment when the inbox moves into the scheduler.
         self._wake = threading.Condition()
-        self._inbox: deque[tuple[Request, Any, float]] = deque()  # (request, sampler, time of submission)
+        self._inbox: deque[Sequence] = deque()
         self._cancelled: set[str] = set()
         self._live: dict[str, Request] = {}  # accepted and without a FinishEvent yet
         self._drain_until_s: float | None = None  # set once stop was called
@@ -139,13 +139,14 @@ class Engine:
         """
         check_request(request, self._model)
         sampler = make_sampler(request, self._sampler_factory)
+        sequence = self._scheduler.prepare(request, sampler, time.monotonic())
         with self._wake:
             self._check_open()
             self._check_room()
             if request.id in self._live:
                 raise RequestError("id", f"request id {request.id!r} is in use")
             self._live[request.id] = request
-            self._inbox.append((request, sampler, time.monotonic()))
+            self._inbox.append(sequence)
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -262,7 +263,7 @@ class Engine:
             self._idle = False
             now_s = self._heartbeat_s = time.monotonic()
             while self._inbox:
-                self._scheduler.add(*self._inbox.popleft())
+                self._scheduler.add(self._inbox.popleft())
             for request_id in self._cancelled:
                 event = self._scheduler.cancel(request_id, now_s)
                 if event is not None:

@@ -37,10 +37,11 @@ class StepPacer:
             free_ms = self.step_budget_ms - (self.decode_ms or 0.0)
         else:
             free_ms = self.step_budget_ms * _SOLO_FACTOR
+        # Before a prompt was measured: one of its rows costs at most what a step of one row does.
+        row_ms = self.prompt_row_ms or self.decode_ms
+        prompt_rows = _FIRST_ROWS if row_ms is None else max(_MIN_PROMPT_ROWS, int(free_ms / row_ms))
         if self.prompt_row_ms is None:
-            prompt_rows = _MIN_PROMPT_ROWS if num_decoding else _FIRST_ROWS
-        else:
-            prompt_rows = max(_MIN_PROMPT_ROWS, int(free_ms / self.prompt_row_ms))
+            prompt_rows = min(prompt_rows, _MIN_PROMPT_ROWS if num_decoding else _FIRST_ROWS)
         return min(num_decoding + prompt_rows, self.max_step_rows)
 
     def measured(self, *, decode_rows: int, prompt_rows: int, step_ms: float) -> None:

@@ -100,22 +100,28 @@ class Scheduler:
 
     # For the engine: what changes.
 
-    def add(self, request: Request, sampler: Any, now_s: float) -> None:
-        """Queue a request.  The caller has checked that it can ever fit; ValueError where it has not."""
-        sequence = Sequence(
+    def prepare(self, request: Request, sampler: Any, now_s: float) -> Sequence:
+        """A sequence for `add`.  Reads constants only, so any thread may do this part, which copies the prompt."""
+        if not request.prompt_ids or request.max_tokens < 1:
+            raise ValueError(f"request {request.id!r} has no prompt or wants no tokens")
+        if len(request.prompt_ids) >= self.context_tokens:
+            raise ValueError(f"request {request.id!r} can never fit")
+        return Sequence(
             request,
             sampler,
-            limit_tokens=self._limit_tokens(request),
+            limit_tokens=min(len(request.prompt_ids) + request.max_tokens, self.context_tokens),
             page_tokens=self.page_tokens,
             submitted_s=now_s,
         )
-        if request.id in self._by_id:
-            raise ValueError(f"request id {request.id!r} is in use")
-        if not sequence.prompt_tokens or request.max_tokens < 1:
-            raise ValueError(f"request {request.id!r} has no prompt or wants no tokens")
-        if sequence.prompt_tokens >= self.context_tokens or sequence.need_pages > self.pool.n_pages:
-            raise ValueError(f"request {request.id!r} can never fit")
-        self._waiting[request.id] = self._by_id[request.id] = sequence
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a prepared sequence.  The caller has checked that it can ever fit; ValueError where it has not."""
+        id_ = sequence.request.id
+        if id_ in self._by_id:
+            raise ValueError(f"request id {id_!r} is in use")
+        if sequence.need_pages > self.pool.n_pages:
+            raise ValueError(f"request {id_!r} can never fit")
+        self._waiting[id_] = self._by_id[id_] = sequence
 
     def cancel(self, request_id: str, now_s: float) -> FinishEvent | None:
         """End a request between two steps; None where it has ended already or was never there."""
@@ -173,9 +179,6 @@ class Scheduler:
         return events
 
     # Inside.
-
-    def _limit_tokens(self, request: Request) -> int:
-        return min(len(request.prompt_ids) + request.max_tokens, self.context_tokens)
 
     def _admit(self, now_s: float) -> None:
         """Move waiting requests into free sessions, by rule 3."""

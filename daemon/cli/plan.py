@@ -13,14 +13,11 @@ from daemon.sizes import parse_size
 EXIT_DOES_NOT_FIT = 75
 
 
-class _Size(click.ParamType):
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command("plan")
@@ -32,7 +29,10 @@ class _Size(click.ParamType):
     "--context", type=click.IntRange(1), help="Tokens of one session. [default: what fits, at most 4096]"
 )
 @click.option(
-    "--kv-budget", type=_Size(), help="Size of the KV arena, such as 512MiB. [default: at most 1GiB]"
+    "--kv-budget",
+    callback=_size,
+    metavar="SIZE",
+    help="Size of the KV arena, such as 512MiB. [default: at most 1GiB]",
 )
 @click.option("--kv-type", type=click.Choice(["f16", "q8_0"]), default="f16", show_default=True)
 @click.option(

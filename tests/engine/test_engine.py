@@ -425,3 +425,61 @@ def test_stress_of_submit_and_cancel_from_many_threads():
         it.engine._pool.check_integrity()
         assert it.engine.stats().pages_reserved == 0
         assert not it.engine._live
+
+
+def test_stopping_gives_up_on_a_step_that_hangs_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr("runtime.engine._JOIN_GRACE_S", 0.05)
+    with Running(gated=True) as it:
+        it.engine.submit(request("a"))
+        it.at_gate()
+        it.engine.stop(0)
+        assert "a step hangs" in caplog.text
+        it.open()
+        it.engine._thread.join(20)
+        assert it.sink.finished["a"].error == "engine_stopped"
+
+
+def test_a_lost_page_is_noticed_when_idle(monkeypatch, caplog):
+    monkeypatch.setattr("runtime.engine._CHECK_INTERVAL_S", 0.0)
+    with Running() as it:
+        it.engine.submit(request("a"))
+        it.sink.wait("a")
+        until(lambda: it.engine._idle)
+        it.engine._pool._free.pop()
+        it.engine.submit(request("b"))
+        it.sink.wait("b")
+        until(lambda: not it.engine.healthy())
+        assert "pages lost" in it.engine.stats().failed
+
+
+def test_a_wrong_result_of_the_model_leaves_nobody_waiting(caplog):
+    with Running(gated=True) as it:
+        it.engine.submit(request("a", max_tokens=3))
+        it.engine.submit(request("b", max_tokens=3))
+        it.at_gate()
+        step = it.model.step
+
+        def broken(plan):
+            result = step(plan)
+            result.token_ids = result.token_ids[:1]  # one answer too few
+            return result
+
+        it.model.step = broken
+        it.open()
+        ends = it.sink.wait("a", "b")
+        assert {end.error for end in ends} == {"engine_failed"}
+        assert not it.engine.healthy() or it.engine.stats().failed
+        assert not it.engine._live
+
+
+def test_the_time_to_come_back_grows_with_the_queue():
+    with Running(gated=True, sessions=1, max_waiting=1000) as it:
+        it.engine._run_s = 2.0
+        hints = []
+        for limit in (1, 5, 500):
+            it.engine._max_waiting = limit
+            with pytest.raises(QueueFullError) as caught:
+                for i in range(1000):
+                    it.engine.submit(request(f"{limit}-{i}"))
+            hints.append(caught.value.retry_after_s)
+        assert hints[0] < hints[1] < hints[2] == 60

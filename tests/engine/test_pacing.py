@@ -9,6 +9,14 @@ def test_before_anything_is_measured_steps_are_small():
     assert pacer.row_budget(3) == 3 + 16
 
 
+def test_a_slow_first_answer_makes_the_first_prompt_step_smaller():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=1, prompt_rows=0, step_ms=40)
+    assert pacer.row_budget(0) == 25
+    pacer.measured(decode_rows=1, prompt_rows=0, step_ms=10_000)
+    assert pacer.row_budget(0) == 16
+
+
 def test_prompts_get_the_time_that_answers_leave():
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=4, prompt_rows=0, step_ms=50)

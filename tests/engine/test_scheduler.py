@@ -32,7 +32,7 @@ class Bench:
         self.now_s = 100.0
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(request, FakeSampler(request.sampling), self.now_s)
+        self.scheduler.add(self.scheduler.prepare(request, FakeSampler(request.sampling), self.now_s))
 
     def step(self, row_budget: int = 64) -> list[Event]:
         plan = self.scheduler.schedule(row_budget, self.now_s)
@@ -367,7 +367,7 @@ def test_what_planning_a_step_costs(capsys):
         max_step_rows=256,
     )
     for i in range(sessions):
-        scheduler.add(Request(f"r{i}", [1] * 1000, 1000), None, 0.0)
+        scheduler.add(scheduler.prepare(Request(f"r{i}", [1] * 1000, 1000), None, 0.0))
     costs_us = []
     for _ in range(300):
         begin_s = time.perf_counter()
