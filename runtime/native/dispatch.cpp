@@ -43,6 +43,10 @@ void add_avx2(Kernels& table) {
     avx2::add_matmul(table);
     avx2::add_matmul_q8_32(table);
     avx2::add_matmul_q8_256(table);
+    avx2::add_activation(table);
+    avx2::add_elementwise(table);
+    avx2::add_rope(table);
+    avx2::add_attention(table);
 }
 
 void add_avx512vnni(Kernels& table) {
@@ -50,6 +54,9 @@ void add_avx512vnni(Kernels& table) {
     avx512vnni::add_matmul(table);
     avx512vnni::add_matmul_q8_32(table);
     avx512vnni::add_matmul_q8_256(table);
+    avx512vnni::add_activation(table);
+    avx512vnni::add_elementwise(table);
+    avx512vnni::add_attention(table);
 }
 #endif
 

@@ -33,16 +33,26 @@ void dequantize_q6_k(const uint8_t* row, float* out, int64_t n);
 void dequantize_iq4_nl(const uint8_t* row, float* out, int64_t n);
 void dequantize_iq4_xs(const uint8_t* row, float* out, int64_t n);
 void dequantize_mxfp4(const uint8_t* row, float* out, int64_t n);
+
+// For the head sizes that a wide level does not take.
+void attention(const AttentionArgs& args);
 }  // namespace quantd::scalar
 
 namespace quantd::avx2 {
 void add_matmul(Kernels& table);
 void add_matmul_q8_32(Kernels& table);
 void add_matmul_q8_256(Kernels& table);
+void add_activation(Kernels& table);
+void add_elementwise(Kernels& table);
+void add_rope(Kernels& table);
+void add_attention(Kernels& table);
 }  // namespace quantd::avx2
 
 namespace quantd::avx512vnni {
 void add_matmul(Kernels& table);
 void add_matmul_q8_32(Kernels& table);
 void add_matmul_q8_256(Kernels& table);
+void add_activation(Kernels& table);
+void add_elementwise(Kernels& table);
+void add_attention(Kernels& table);
 }  // namespace quantd::avx512vnni

@@ -42,6 +42,8 @@ void store_kv(const float* x, uint8_t* out, int64_t head_dim, KvType type) {
     type == KvType::F16 ? store_f16(x, out, head_dim) : store_q8_0(x, out, head_dim);
 }
 
+}  // namespace
+
 void attention(const AttentionArgs& args) {
     const int64_t head_dim = args.head_dim, group = args.group;
     const int64_t row_bytes = kv_row_bytes(args.kv_type, head_dim);
@@ -93,8 +95,6 @@ void attention(const AttentionArgs& args) {
         for (int64_t i = 0; i < head_dim; ++i) args.out[g * head_dim + i] /= total[g];
     }
 }
-
-}  // namespace
 
 void add_attention(Kernels& table) {
     table.store_kv = store_kv;

@@ -1,5 +1,5 @@
-// Matmul of float weights with float activations, and the generic path that expands one weight row of any type at a
-// time: the specification.  Sums are in double, so that this level is also the most accurate one.
+// Matmul of float weights with float activations, and the generic path that expands one weight row of any
+// type at a time: the specification.  Sums are in double, so that this level is also the most accurate one.
 #include "kernels/levels.h"
 
 namespace quantd::scalar {

@@ -1,0 +1,98 @@
+// Quantization of one activation row, 256 bits wide: the same operations as the scalar level, hence the same
+// bits.
+#include <immintrin.h>
+
+#include "blocks.h"
+#include "kernels/levels.h"
+
+namespace quantd::avx2 {
+namespace {
+
+constexpr float kTiny = 1e-30f;  // as in the scalar level
+
+// The scale of a block whose |x| have the bits max_bits at most, and the factor that takes x to [-127, 127];
+// factor 0 for a zero block or one that is not finite.
+struct Scale {
+    float d, factor;
+};
+Scale scale_of(uint32_t max_bits) {
+    float max;
+    __builtin_memcpy(&max, &max_bits, 4);
+    if (max_bits >= 0x7f800000u) return {__builtin_nanf(""), 0.0f};
+    if (max < kTiny) return {0.0f, 0.0f};
+    return {max / 127.0f, 127.0f / max};
+}
+
+__m256i magnitude_bits(const float* x) {
+    return _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x)), _mm256_set1_epi32(0x7fffffff));
+}
+
+uint32_t largest(__m256i x) {
+    const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
+}
+
+int32_t sum_of(__m256i x) {
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+// kPairs * 16 elements to int8 in natural order, with the sum of each 16; returns the scale.
+template <int kPairs>
+float quantize_block(const float* x, int8_t* qs, int32_t* sums) {
+    __m256i max = _mm256_setzero_si256();
+    for (int v = 0; v < 2 * kPairs; ++v) max = _mm256_max_epu32(max, magnitude_bits(x + 8 * v));
+    const Scale scale = scale_of(largest(max));
+    if (scale.factor == 0.0f) {
+        __builtin_memset(qs, 0, 16 * kPairs);
+        __builtin_memset(sums, 0, 4 * kPairs);
+        return scale.d;
+    }
+    const __m256 factor = _mm256_set1_ps(scale.factor);
+    for (int v = 0; v < kPairs; ++v) {
+        const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 16 * v), factor));
+        const __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 16 * v + 8), factor));
+        const __m128i low_words =
+            _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+        const __m128i high_words =
+            _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(qs + 16 * v), _mm_packs_epi16(low_words, high_words));
+        sums[v] = sum_of(_mm256_add_epi32(low, high));
+    }
+    return scale.d;
+}
+
+void quantize_q8_32(const float* x, uint8_t* out, int64_t n) {
+    const int64_t n_blocks = n / kQ32;
+    for (int64_t b = 0; b < n_blocks; ++b) {
+        int32_t sums[2];
+        const float d = quantize_block<2>(x + b * kQ32, reinterpret_cast<int8_t*>(out) + b * kQ32, sums);
+        const float sum = static_cast<float>(sums[0] + sums[1]);
+        __builtin_memcpy(out + n + b * 4, &d, 4);
+        __builtin_memcpy(out + n + n_blocks * 4 + b * 4, &sum, 4);
+    }
+}
+
+void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
+    for (int64_t b = 0; b < n / kQ256; ++b) {
+        alignas(32) int8_t qs[256];
+        int32_t sums[16];
+        BlockQ8_256 block{};
+        block.d = quantize_block<16>(x + b * kQ256, qs, sums);
+        for (int group = 0; group < 8; ++group)
+            __builtin_memcpy(block.qs + 32 * kGroupOrder[group], qs + 32 * group, 32);
+        for (int j = 0; j < 16; ++j) block.sums[j] = static_cast<int16_t>(sums[j]);
+        __builtin_memcpy(out + b * int64_t(sizeof(block)), &block, sizeof(block));
+    }
+}
+
+}  // namespace
+
+void add_activation(Kernels& table) {
+    table.quantize_q8_32 = quantize_q8_32;
+    table.quantize_q8_256 = quantize_q8_256;
+}
+
+}  // namespace quantd::avx2
