@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import ModelChangedError
 from runtime.gguf import ModelFile
+from runtime.machine_memory import available_memory_bytes
 
 
 class SourceReader:
@@ -27,7 +28,7 @@ class SourceReader:
         self._fds: list[int] = []
         self._states: list[tuple[int, ...]] = []
         # A source that fills memory would push out the weights of the model being served.
-        self.drops_cache = model.size_bytes > _free_memory_bytes() // 2
+        self.drops_cache = model.size_bytes > available_memory_bytes() // 2
 
     def __enter__(self) -> Self:
         try:
@@ -80,11 +81,3 @@ def _changed(path: Path) -> ModelChangedError:
     return ModelChangedError(
         f"{path} was changed while it was being quantized; start again once it is complete"
     )
-
-
-def _free_memory_bytes() -> int:
-    """Return MemAvailable, or the free pages where the kernel does not say."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
