@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
 
 from daemon.bridge import RequestStream
 from daemon.errors import TABLE, ApiError
 from daemon.metrics import Metrics
 from daemon.services.host import Served
+from daemon.text.stream import TextStream
 from quantd.v1 import generate_pb2 as pb
 from runtime import request as words
 from runtime.request import FinishEvent, FinishReason, TokenEvent
@@ -35,7 +35,7 @@ class Answer:
 
     served: Served
     stream: RequestStream
-    text: Any  # daemon.text.stream.TextStream
+    text: TextStream
     metrics: Metrics
     seed: int
     with_logprobs: bool

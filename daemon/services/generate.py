@@ -15,6 +15,7 @@ from daemon.services.call import Call
 from daemon.services.host import ModelHost, Served
 from daemon.services.options import Options, read_options
 from daemon.services.prompt import check_messages, check_prompt, encode_chat, encode_prompt, prompt_text
+from daemon.text.stream import TextStream
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import generate_service_pb2 as rpc
 from runtime.errors import ContextLengthError
@@ -27,10 +28,8 @@ Message = TypeVar("Message", pb.GenerateRequest, pb.ChatRequest)
 class GenerateService:
     """Text generation on the served model."""
 
-    def __init__(self, host: ModelHost, make_text_stream: Callable[[Any, list[str]], Any]) -> None:
-        """`make_text_stream(tokenizer, stops)` gives a daemon.text.stream.TextStream."""
+    def __init__(self, host: ModelHost) -> None:
         self._host = host
-        self._make_text_stream = make_text_stream
 
     async def generate(
         self, request: pb.GenerateRequest, call: Call
@@ -119,7 +118,7 @@ class GenerateService:
                 else request.WhichOneof("prompt") or "prompt"
             )
             engine_request = _engine_request(call, ids, options, model, field)
-            text = self._make_text_stream(model.tokenizer, list(options.stop))
+            text = TextStream(model.tokenizer, options.stop)
             stream = served.bridge.submit(engine_request)
         stream.on_stall = call.on_stall
         answer = Answer(

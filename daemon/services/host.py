@@ -17,6 +17,7 @@ from daemon.errors import ApiError
 from daemon.log import get_logger
 from daemon.metrics import Metrics, Snapshot
 from daemon.services.folder import ModelEntry, ModelFolder, entry_of
+from daemon.text.template import ChatTemplate
 from runtime.errors import QuantdError
 from runtime.memory import RuntimeSettings
 from runtime.request import Event, FinishEvent, FinishReason, Request
@@ -26,8 +27,11 @@ log = get_logger("quantd.host")
 
 # Threads for templates and tokenizers: text work never runs in the event loop, and never takes more than two cores.
 TEXT_THREADS = 2
-# A step that takes longer than this is taken for a hang (the engine beats at every pass of its loop).
-HANG_S = 120.0
+# The engine's heart beats before every step, and a step is planned to take a quarter of a second.  Without a beat for the
+# first time, callers are better sent elsewhere; for the second, the process is better replaced (a slow disk can make a
+# step slow, so that takes longer).
+UNRESPONSIVE_S = 10.0
+HANG_S = 60.0
 # After the engine stopped, its last events only have to come through the event loop.
 LAST_EVENTS_S = 1.0
 
@@ -61,7 +65,7 @@ class Served:
     model: Any
     engine: EngineHandle
     bridge: Bridge
-    template: Any | None  # daemon.text.template.ChatTemplate
+    template: ChatTemplate | None
 
     @property
     def name(self) -> str:
@@ -74,7 +78,7 @@ class Parts:
 
     load_model: Callable[[Path, RuntimeSettings], Any]
     make_engine: Callable[[Any, int, Callable[[list[Event]], None]], EngineHandle]
-    make_template: Callable[[Any], Any | None]
+    make_template: Callable[[Any], ChatTemplate | None]
     plan: Callable[[Path, RuntimeSettings], Any]
 
 
@@ -141,14 +145,20 @@ class ModelHost:
         finally:
             self._num_preparing -= 1
 
-    def healthy(self) -> bool:
-        """False: the engine failed or hangs, and the process should be replaced."""
+    def healthy(self, silence_s: float = HANG_S) -> bool:
+        """False: the engine failed, or was silent for `silence_s`, and the process should be replaced."""
         served = self._served
-        if served is None:
-            return self._state is not State.FAILED
-        if not served.engine.healthy():
+        if self._state is State.FAILED:
             return False
-        return self.num_requests == 0 or time.monotonic() - served.engine.stats().heartbeat_s < HANG_S
+        if served is None or self._state is State.LOADING:
+            return True
+        if not served.engine.healthy():
+            return self._state is State.DRAINING and self.num_requests == 0
+        return time.monotonic() - served.engine.stats().heartbeat_s < silence_s
+
+    def ready(self) -> bool:
+        """True: a request would be taken."""
+        return self._state is State.READY and self.healthy(UNRESPONSIVE_S)
 
     def snapshot(self) -> Snapshot:
         """For the gauges; any thread."""
@@ -312,7 +322,6 @@ async def _warm_up(model: Any, bridge: Bridge) -> None:
 
 def runtime_parts() -> Parts:
     """The real parts.  Imported here: the runtime takes a while to import, and tests of services need none of it."""
-    from daemon.text.template import ChatTemplate  # noqa: PLC0415
     from runtime.engine import Engine  # noqa: PLC0415
     from runtime.gguf import ModelFile  # noqa: PLC0415
     from runtime.memory import plan_memory  # noqa: PLC0415
@@ -326,11 +335,13 @@ def runtime_parts() -> Parts:
         engine: EngineHandle = Engine(model, max_waiting=max_waiting, sink=sink)
         return engine
 
-    def make_template(model: Any) -> Any | None:
-        try:
-            return ChatTemplate.of_model(model.file, model.tokenizer)
-        except ApiError as failure:  # a model with a broken template still continues texts
-            log.warning("chat_template_unusable", error=failure.message)
-            return None
-
     return Parts(load_model, make_engine, make_template, plan)
+
+
+def make_template(model: Any) -> ChatTemplate | None:
+    """The model's chat template; None if it brings none, or one that cannot be used: then it serves without chat."""
+    try:
+        return ChatTemplate.of_model(model.file, model.tokenizer)
+    except ApiError as failure:
+        log.warning("chat_template_unusable", model=model.name, error=failure.message)
+        return None

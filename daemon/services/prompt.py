@@ -68,9 +68,9 @@ def check_messages(request: pb.ChatRequest, served: Served) -> None:
 
 def encode_chat(request: pb.ChatRequest, served: Served) -> list[int]:
     """Token ids of a checked conversation.  Special-token text in a message stays text."""
-    template: Any = served.template
+    assert served.template is not None  # check_messages saw to it
     messages = [_plain(message) for message in request.messages]
-    return _some(template.encode(messages, served.model.tokenizer), "messages")
+    return _some(served.template.encode(served.model.tokenizer, messages), "messages")
 
 
 def _plain(message: pb.ChatMessage) -> dict[str, str]:

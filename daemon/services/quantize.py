@@ -90,6 +90,11 @@ class QuantizeService:
         return source, output
 
 
+def child_command(arguments: list[str]) -> list[str]:
+    """The command line of the child."""
+    return [sys.executable, "-m", "daemon.lowprio", *arguments, "--progress-json"]
+
+
 async def _start(
     request: rpc.QuantizeRequest, source: ModelEntry, output: Path
 ) -> asyncio.subprocess.Process:
@@ -103,11 +108,7 @@ async def _start(
     }
     environment.pop("NOTIFY_SOCKET", None)  # the child has nothing to tell the service manager
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "daemon.lowprio",
-        *arguments,
-        "--progress-json",
+        *child_command(arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

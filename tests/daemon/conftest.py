@@ -44,7 +44,7 @@ async def world(tmp_path):
     host = ModelHost(folder, RuntimeSettings(sessions=2), fake.parts(), max_waiting=2)
     services = Services(
         host=host,
-        generate=GenerateService(host, fakes.FakeText),
+        generate=GenerateService(host),
         tokenizer=TokenizerService(host),
         model=ModelService(host),
         quantize=QuantizeService(folder),

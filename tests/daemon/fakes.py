@@ -32,34 +32,41 @@ class FakeTokenizer:
         return bytes([token_id]) if token_id < 256 else b""
 
 
-class FakeText:
-    """What daemon.text.stream.TextStream does, for single-byte characters, by the simplest means."""
-
-    def __init__(self, tokenizer, stop):
-        self.tokenizer, self.stop, self.stopped = tokenizer, stop, None
-        self.held = ""
-
-    def push(self, token_id):
-        self.held += self.tokenizer.token_bytes(token_id).decode("latin-1")
-        for stop in self.stop:
-            if stop in self.held:
-                self.stopped = stop
-                text, self.held = self.held.split(stop)[0], ""
-                return text
-        keep = max(
-            (n for stop in self.stop for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0
-        )
-        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return text
-
-    def finish(self):
-        text, self.held = self.held, ""
-        return text
-
-
 class FakeTemplate:
-    def encode(self, messages, tokenizer):
+    def encode(self, tokenizer, messages):
         return tokenizer.encode("".join(f"{one['role']}:{one['content']}\n" for one in messages))
+
+
+class FakeFile:
+    size_bytes = 10
+    architecture = "llama"
+    tensors = {"token_embd.weight": SimpleNamespace(type_name="Q4_K", n_elements=1000)}  # noqa: RUF012
+
+    def get(self, key, default=None):
+        return ["a"] * 257 if key == "tokenizer.ggml.tokens" else default
+
+    def integer(self, key, default=None, **limits):
+        return 2048
+
+    def resident_bytes(self):
+        return 5
+
+
+def write_gguf(path, *, name="other", context_length=512):
+    """A real, tiny GGUF file with one tensor; enough to be listed and described."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    writer.add_context_length(context_length)
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_chat_template("{{ messages }}")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 class FakeModel:
@@ -69,7 +76,7 @@ class FakeModel:
         self.context_tokens = CONTEXT_TOKENS
         self.eog_token_ids = frozenset({EOS})
         self.chat_template = "a template"
-        self.file = SimpleNamespace(size_bytes=10, resident_bytes=lambda: 5)
+        self.file = FakeFile()
         self.plan = plan()
         self.closed = False
 
@@ -105,6 +112,7 @@ class FakeEngine:
         self.step_s = 0.001
         self.prefill_s = 0.0
         self.error = None  # fail every request with this word
+        self.fails_warm_up = False
         self.top = ()
         self.requests = []
         self.cancelled = set()
@@ -192,7 +200,7 @@ class FakeEngine:
             return self._finish(sequence, FinishReason.DEADLINE)
         if time.monotonic() < sequence.ready:
             return None
-        if self.error and request_id != "warm-up":
+        if self.error and (self.fails_warm_up or request_id != "warm-up"):
             return self._finish(sequence, FinishReason.FAILED, self.error)
         if sequence.sent >= request.max_tokens:
             return self._finish(sequence, FinishReason.LENGTH)

@@ -1,0 +1,199 @@
+"""The life of the daemon: sockets first, then the model, then ready; at the end drain, then stop.
+
+    bind HTTP and gRPC     a taken port fails here, before seconds go into a model
+    start both servers     /livez and health answer; requests get UNAVAILABLE while the model loads
+    load, warm up          in a thread; READY only when a step has run
+    wait                   for a signal, or for the engine to fail
+    drain, stop            no new requests; running ones get drain_seconds; a second signal ends them at once
+
+An idle daemon sleeps: it has no timer but uvicorn's clock and, under systemd, the watchdog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import click
+
+from daemon.addresses import Address, listen
+from daemon.config import Settings
+from daemon.errors import ApiError
+from daemon.http_server import HttpServer
+from daemon.log import get_logger
+from daemon.rpc.server import RpcServer
+from daemon.services import Services
+from daemon.services.build import build_services, find_model
+from daemon.services.folder import ModelEntry
+from daemon.services.host import State
+from daemon.services.local import LocalBackend
+from daemon.systemd import Notifier
+
+log = get_logger("quantd.app")
+
+EXIT_ENGINE_FAILED = 70
+LAST_ANSWERS_S = 1.0  # for streams to send their last events after the engine stopped
+ENGINE_CHECK_S = 1.0  # while requests run
+STATUS_S = 10.0
+LOOP_LAG_S = 1.0  # an event loop later than this is not alive enough to feed the watchdog
+LOAD_EXTENSION_S = 60.0  # start-up time asked of systemd, again and again while a model loads
+
+
+def serve(settings: Settings) -> int:
+    """Runs a daemon until it is told to stop; returns the exit code.  Raises ApiError if it cannot start."""
+    faulthandler.enable()  # the watchdog's SIGABRT then shows where every thread was
+    entry = find_model(settings)
+    return asyncio.run(Daemon(settings, build_services(settings)).run(entry))
+
+
+class Daemon:
+    """One daemon: services, two servers, one event loop."""
+
+    def __init__(self, settings: Settings, services: Services, notifier: Notifier | None = None) -> None:
+        self._settings = settings
+        self._services = services
+        self._host = services.host
+        self._notifier = notifier or Notifier.from_environment()
+        self._stop = asyncio.Event()
+        self._num_signals = 0
+        self._failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, entry: ModelEntry | None) -> int:
+        """Start, serve, drain; see the module."""
+        from daemon.gateway import create_app  # noqa: PLC0415  FastAPI is slow to import: not before the command is known
+
+        listener = listen(self._settings.http, "HTTP")
+        http_address = self._settings.http.with_port(listener.getsockname()[1])
+        limit = self._settings.sessions + self._settings.max_waiting
+        rpc = RpcServer(self._services, max_concurrent=limit)
+        grpc_address = rpc.bind(self._settings.grpc)
+        http = HttpServer(create_app(LocalBackend(self._services)), listener)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+        await rpc.start()
+        await http.start()
+        self._host.on_change.append(lambda _: self._spawn(rpc.set_serving(self._host.ready())))
+        loading = asyncio.create_task(self._load(entry))
+        self._spawn(self._announce(loading, http_address, grpc_address))
+        self._spawn(self._watch_engine())
+        if self._notifier.enabled:
+            self._spawn(self._report())
+        await self._stop.wait()
+        await self._shut_down(rpc, http)
+        return await self._outcome(loading)
+
+    # Start.
+
+    async def _load(self, entry: ModelEntry | None) -> None:
+        if entry is not None:
+            await self._host.load(entry)
+
+    async def _announce(self, loading: asyncio.Task[None], http: Address, grpc: Address) -> None:
+        """Tells people and systemd when the model serves; ends the daemon if it cannot."""
+        while not loading.done():
+            self._notifier.extend_start(LOAD_EXTENSION_S)
+            await asyncio.wait([loading], timeout=LOAD_EXTENSION_S / 2)
+        if loading.exception() is not None:
+            self._failure = loading.exception()
+            self._stop.set()
+            return
+        self._notifier.ready(self._status())
+        served = self._host.served
+        name = served.name if served else "no model yet (load one of the model folder)"
+        click.echo(f"quantd serves {name}")
+        click.echo(f"  OpenAI API  http://{http}/v1")
+        click.echo(f"  API page    http://{http}/docs")
+        click.echo(f"  metrics     http://{http}/metrics")
+        click.echo(f"  gRPC        {grpc}")
+        sys.stdout.flush()
+
+    # Watching.
+
+    async def _watch_engine(self) -> None:
+        """Ends the daemon when the engine failed; asleep while no request is under way."""
+        while True:
+            await self._host.busy.wait()
+            while self._host.num_requests:
+                await asyncio.sleep(ENGINE_CHECK_S)
+                self._require_healthy()
+            self._host.busy.clear()
+            self._require_healthy()
+
+    def _require_healthy(self) -> None:
+        served = self._host.served
+        if self._host.state is State.READY and served is not None and not served.engine.healthy():
+            log.error("engine_failed", model=served.name, error=served.engine.stats().failed)
+            self._host.fail()
+            self._failure = ApiError("INTERNAL", "the engine failed; the log has the cause")
+            self._stop.set()
+
+    async def _report(self) -> None:
+        """Watchdog pings and status lines for systemd: fed by this loop, and only while loop and engine live."""
+        interval_s = min(self._notifier.watchdog_interval_s or STATUS_S, STATUS_S)
+        while True:
+            due_s = time.monotonic() + interval_s
+            await asyncio.sleep(interval_s)
+            on_time = time.monotonic() - due_s < LOOP_LAG_S
+            self._require_healthy()
+            if self._notifier.watchdog_interval_s is not None and on_time and self._host.healthy():
+                self._notifier.watchdog()
+            if self._host.state is not State.DRAINING:
+                self._notifier.status(self._status())
+
+    def _status(self) -> str:
+        served = self._host.served
+        if served is None or self._host.state is not State.READY:
+            return self._host.state.value
+        stats = served.engine.stats()
+        return (
+            f"serving {served.name} | {stats.running}/{self._settings.sessions} sessions, "
+            f"{stats.waiting} waiting, {stats.generation_tokens_per_s:.0f} tokens/s"
+        )
+
+    # End.
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        self._stop.set()
+        if self._num_signals == 2:
+            log.warning("stopping_at_once")
+            self._spawn(self._host.stop(0.0))
+
+    async def _shut_down(self, rpc: RpcServer, http: HttpServer) -> None:
+        self._notifier.stopping()
+        log.info("draining", requests=self._host.num_requests)
+        self._host.drain()
+        await self._host.stop(self._settings.drain_seconds if self._num_signals < 2 else 0.0)
+        await asyncio.gather(rpc.stop(LAST_ANSWERS_S), http.stop())
+        for task in self._tasks:
+            task.cancel()
+
+    async def _outcome(self, loading: asyncio.Task[None]) -> int:
+        if not loading.done():
+            # Mapping a model cannot be interrupted, and its thread would keep the process: everything else is closed.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._host.close_model()
+        if isinstance(self._failure, ApiError) and self._failure.reason == "INTERNAL":
+            return EXIT_ENGINE_FAILED
+        if self._failure is not None:
+            raise self._failure
+        log.info("stopped")
+        return 0
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs something beside; kept until it ends, because the loop itself keeps only weak references."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

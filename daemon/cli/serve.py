@@ -1,0 +1,65 @@
+"""`quantd serve`: the daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("serve")
+@click.argument("model", required=False)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file; default /etc/quantd/quantd.toml if there."
+)
+@click.option("--http", metavar="HOST:PORT", help="OpenAI API, metrics, health. Default 127.0.0.1:11434.")
+@click.option("--grpc", metavar="HOST:PORT|unix:PATH", help="gRPC. Default 127.0.0.1:50051.")
+@click.option("--models-dir", metavar="DIR", help="Folder of GGUF files that clients may name.")
+@click.option(
+    "--kv-budget", metavar="SIZE", help="Memory for the KV arena, such as 1GiB. Default: 1GiB or less."
+)
+@click.option("--kv-type", metavar="f16|q8_0", help="Type of cached keys and values. Default f16.")
+@click.option("--sessions", metavar="N", help="Requests that run at the same time, 1 to 256. Default 4.")
+@click.option(
+    "--context",
+    metavar="N",
+    help="Tokens of one session. Default: what the model and the arena give, at most 4096.",
+)
+@click.option("--threads", metavar="N", help="Compute threads. Default: the cores this process may use.")
+@click.option("--max-waiting", metavar="N", help="Requests that may wait for a session. Default 64.")
+@click.option(
+    "--drain-seconds", metavar="S", help="Time that running requests get after SIGTERM. Default 20."
+)
+@click.option("--log-format", metavar="auto|text|json", help="Default: text on a terminal, else JSON.")
+@click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error. Default info.")
+@click.option(
+    "--allow-remote",
+    is_flag=True,
+    default=None,
+    help="Allow addresses that other machines can reach (there are no keys and no TLS).",
+)
+def command(config: Path | None, **flags: Any) -> int:
+    """Serve MODEL, a GGUF file or a name in the model folder, over gRPC and the OpenAI API.
+
+    Every option is also a key of the TOML file (kv_budget = "1GiB") and a variable (QUANTD_KV_BUDGET=1GiB).
+    Options win over variables, variables over the file. OLLAMA_MAX_KV_CACHE sets the KV budget too.
+
+    \b
+    Examples:
+      quantd serve model.gguf
+      quantd serve model.gguf --kv-budget 2GiB --sessions 8
+      quantd serve --models-dir /srv/models --grpc unix:/run/quantd/grpc.sock
+    \b
+    Then:
+      curl http://127.0.0.1:11434/v1/chat/completions -H 'Content-Type: application/json' \\
+        -d '{"model": "model", "messages": [{"role": "user", "content": "Hello!"}]}'
+    """
+    from daemon import log
+    from daemon.config import load
+
+    settings = load(flags, config)
+    log.set_up(settings.log_format, settings.log_level)
+    from daemon.app import serve
+
+    return serve(settings)

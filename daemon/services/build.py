@@ -1,0 +1,54 @@
+"""Puts the services of one daemon together from its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from daemon.config import Settings
+from daemon.errors import ApiError
+from daemon.services import Services
+from daemon.services.folder import ModelEntry, ModelFolder, entry_of
+from daemon.services.generate import GenerateService
+from daemon.services.host import ModelHost, runtime_parts
+from daemon.services.model import ModelService
+from daemon.services.quantize import QuantizeService
+from daemon.services.tokenizer import TokenizerService
+from runtime.memory import RuntimeSettings
+
+
+def build_services(settings: Settings) -> Services:
+    """All services, with no model loaded yet."""
+    folder = ModelFolder(settings.models_dir)
+    host = ModelHost(folder, runtime_settings(settings), runtime_parts(), max_waiting=settings.max_waiting)
+    return Services(
+        host=host,
+        generate=GenerateService(host),
+        tokenizer=TokenizerService(host),
+        model=ModelService(host),
+        quantize=QuantizeService(folder),
+    )
+
+
+def runtime_settings(settings: Settings) -> RuntimeSettings:
+    """The part of the settings that the runtime knows."""
+    return RuntimeSettings(
+        sessions=settings.sessions,
+        context_tokens=settings.context,
+        kv_budget_bytes=settings.kv_budget,
+        kv_type=settings.kv_type,
+        threads=settings.threads,
+    )
+
+
+def find_model(settings: Settings) -> ModelEntry | None:
+    """What the operator asked to serve: a file, or a name in the model folder.  None: nothing."""
+    if settings.model is None:
+        return None
+    path = Path(settings.model)
+    if path.is_file():
+        return entry_of(path)
+    entry = ModelFolder(settings.models_dir).find(settings.model)
+    if entry is None:
+        where = f" nor a model in {settings.models_dir}" if settings.models_dir else ""
+        raise ApiError("MODEL_NOT_FOUND", f"{settings.model} is no model file{where}", field="model")
+    return entry

@@ -1,0 +1,176 @@
+"""QuantizeService: the child's lines become events, its failures become errors, and cancelling it leaves nothing."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from daemon.errors import from_rpc_error
+from daemon.services import quantize
+from quantd.v1 import quantize_service_pb2 as rpc
+
+PROGRESS = '{"progress": {"tensorsDone": 1, "tensorsTotal": 2, "bytesDone": 10, "bytesTotal": 20, "tensor": "blk.0"}}'
+RESULT = '{"result": {"outputBytes": 5, "sourceBytes": 20, "seconds": 0.5, "bitsPerWeight": 4.5}}'
+SLOW = f"print({PROGRESS!r}, flush=True); open(sys.argv[3] + '.partial.123', 'w').close(); time.sleep(60)"
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """Puts a small program in the place of the quantizer."""
+
+    def use(code):
+        def command(arguments):
+            return [sys.executable, "-c", f"import sys, time; {code}", *arguments]
+
+        monkeypatch.setattr(quantize, "child_command", command)
+
+    return use
+
+
+def request(**changes):
+    return rpc.QuantizeRequest(**{"source": "tiny", "output": "out", **changes})
+
+
+async def refusal(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    return from_rpc_error(caught.value)
+
+
+def files(world):
+    return sorted(path.name for path in world.folder.iterdir())
+
+
+async def test_progress_then_the_result(world, child):
+    child(f"print('noise'); print({PROGRESS!r}); print({RESULT!r})")
+    events = [event async for event in world.quantize.Quantize(request())]
+    assert [event.WhichOneof("event") for event in events] == ["progress", "result"]
+    assert (events[0].progress.tensors_done, events[0].progress.tensor) == (1, "blk.0")
+    assert (events[1].result.output, events[1].result.output_bytes) == ("out", 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "field"),
+    [
+        ({"source": "nope"}, "MODEL_NOT_FOUND", "source"),
+        ({"source": "../tiny"}, "MODEL_NOT_FOUND", "source"),
+        ({"source": ""}, "MODEL_NOT_FOUND", "source"),
+        ({"output": ""}, "INVALID_ARGUMENT", "output"),
+        ({"output": "../out"}, "INVALID_ARGUMENT", "output"),
+        ({"output": "/tmp/out"}, "INVALID_ARGUMENT", "output"),
+        ({"output": "tiny"}, "OUTPUT_EXISTS", "output"),
+        ({"threads": 0}, "INVALID_ARGUMENT", "threads"),
+        ({"threads": -1}, "INVALID_ARGUMENT", "threads"),
+        ({"threads": 2**31 - 1}, "INVALID_ARGUMENT", "threads"),
+        ({"recipe": "--help"}, "INVALID_ARGUMENT", "recipe"),
+        ({"recipe": "x" * 33}, "INVALID_ARGUMENT", "recipe"),
+        ({"recipe": "Q4 K"}, "INVALID_ARGUMENT", "recipe"),
+    ],
+)
+async def test_bad_requests_start_nothing(world, child, fields, reason, field):
+    child("open(sys.argv[3], 'w').close()")
+    error = await refusal(world.quantize.Quantize(request(**fields)))
+    assert (error.reason, error.field) == (reason, field)
+    assert files(world) == ["tiny.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("code", "word", "reason"),
+    [
+        (64, "recipe Q9 is not supported", "INVALID_ARGUMENT"),
+        (65, "bad magic", "INVALID_MODEL_FILE"),
+        (74, "No space left on device", "DISK_FULL"),
+        (74, "read error", "IO_ERROR"),
+        (70, "secret", "INTERNAL"),
+        (-9, "", "INTERNAL"),
+    ],
+)
+async def test_failures_of_the_child_have_reasons(world, child, code, word, reason):
+    end = f"sys.exit({code})" if code >= 0 else "import os; os.kill(os.getpid(), 9)"
+    child(f"print('quantd: error: ' + sys.argv[2] + ': {word}', file=sys.stderr); {end}")
+    error = await refusal(world.quantize.Quantize(request()))
+    assert error.reason == reason
+    assert str(world.folder) not in error.message
+    assert "secret" not in error.message
+    assert files(world) == ["tiny.gguf"]
+
+
+async def test_cancel_kills_the_child_and_leaves_no_file(world, child):
+    child(SLOW)
+    call = world.quantize.Quantize(request())
+    await call.read()
+    call.cancel()
+    end = time.monotonic() + 5
+    while world.services.quantize._running and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    assert not world.services.quantize._running
+    assert files(world) == ["tiny.gguf"]
+
+
+async def test_a_child_that_ignores_sigterm_is_killed(world, child, monkeypatch):
+    monkeypatch.setattr(quantize, "TERMINATE_S", 0.2)
+    child("import signal; signal.signal(15, signal.SIG_IGN); " + SLOW)
+    call = world.quantize.Quantize(request())
+    await call.read()
+    call.cancel()
+    end = time.monotonic() + 5
+    while world.services.quantize._running and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    assert not world.services.quantize._running
+    assert files(world) == ["tiny.gguf"]
+
+
+async def test_one_at_a_time(world, child):
+    child(SLOW)
+    first = world.quantize.Quantize(request())
+    await first.read()
+    error = await refusal(world.quantize.Quantize(request(output="other")))
+    assert (error.reason, error.retry_after_s) == ("QUANTIZE_BUSY", 10.0)
+    first.cancel()
+
+
+def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
+    """The real wrapper: priority, OOM score, and death with the parent even by SIGKILL."""
+    report = tmp_path / "report"
+    (tmp_path / "probe.py").write_text(
+        "import os, time, daemon.__main__ as command_line\n"
+        "def main():\n"
+        f"    open({str(report)!r} + '.new', 'w').write(f'{{os.getpid()}} {{os.nice(0)}} '\n"
+        "        + open('/proc/self/oom_score_adj').read())\n"
+        f"    os.rename({str(report)!r} + '.new', {str(report)!r})\n"
+        "    time.sleep(60)\n"
+        "command_line.main = main\n"
+        "from daemon import lowprio\n"
+        "lowprio.main()\n"
+    )
+    parent_code = (
+        "import os, subprocess, sys, time; "
+        "environment = {**os.environ, 'QUANTD_PARENT_PID': str(os.getpid()), 'PYTHONPATH': os.pathsep.join(sys.path)}; "
+        f"subprocess.Popen([sys.executable, {str(tmp_path / 'probe.py')!r}], env=environment); time.sleep(60)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    parent = subprocess.Popen([sys.executable, "-c", parent_code], cwd=root)
+    try:
+        end = time.monotonic() + 10
+        while not report.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        pid, nice, oom = map(int, report.read_text().split())
+        assert nice == 19
+        assert oom == 1000
+        parent.send_signal(signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                break
+            time.sleep(0.02)
+        assert not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    finally:
+        parent.kill()
+        parent.wait()
+        assert os.getpid()
