@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -20,6 +21,9 @@ log = structlog.stdlib.get_logger("quantd.rpc")
 PREFIX = "/quantd.v1."
 REQUEST_ID_KEY = "x-request-id"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+# An id that a caller brings (a gateway does) is kept if it can do no harm in a log.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("quantd_call")
 
@@ -73,7 +77,9 @@ async def _begin(context: Any) -> Call:
     """Makes the Call of this context; its id goes back at once as metadata."""
     task = asyncio.current_task()
     assert task is not None
-    within = Call.within(context.time_remaining(), new_request_id())
+    given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID_KEY), "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
+    within = Call.within(context.time_remaining(), request_id)
     call = Call(within.request_id, within.deadline, on_stall=task.cancel)
     current_call.set(call)
     await context.send_initial_metadata(((REQUEST_ID_KEY, call.request_id),))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from daemon.errors import ApiError, to_api_error
 from daemon.log import get_logger
 from daemon.services.answer import Answer, AnswerEvent
-from daemon.services.call import Call
+from daemon.services.call import Call, new_request_id
 from daemon.services.host import ModelHost, Served
 from daemon.services.options import Options, read_options
 from daemon.services.prompt import check_messages, check_prompt, encode_chat, encode_prompt, prompt_text
@@ -130,10 +130,10 @@ class GenerateService:
             with_logprobs=options.sampling.top_logprobs is not None,
             accepted_s=accepted_s,
         )
-        stream.on_finish = lambda event: self._finished(answer, event)
+        stream.on_finish = lambda event: self._finished(call, answer, event)
         return answer, len(ids)
 
-    def _finished(self, answer: Answer, event: FinishEvent) -> None:
+    def _finished(self, call: Call, answer: Answer, event: FinishEvent) -> None:
         """Counts and logs the end of a request, also of one whose caller is gone."""
         reason = "stop" if answer.text.stopped is not None else event.reason.value
         self._host.metrics.finished(
@@ -147,7 +147,7 @@ class GenerateService:
         )
         log.info(
             "request_finished",
-            request_id=event.request_id,
+            request_id=call.request_id,
             reason=reason,
             error=event.error,
             prompt_tokens=event.prompt_tokens,
@@ -170,7 +170,7 @@ def _engine_request(call: Call, ids: list[int], options: Options, model: Any, fi
             context_tokens=model.context_tokens,
         )
     return Request(
-        id=call.request_id,
+        id=new_request_id(),  # the call's own id may be a caller's choice, and not unique
         prompt_ids=ids,
         max_tokens=room if options.max_tokens is None else min(room, options.max_tokens),
         sampling=options.sampling,

@@ -36,6 +36,9 @@ HANG_S = 60.0
 LAST_EVENTS_S = 1.0
 
 
+WARM_UP_ID = "warm-up"
+
+
 class State(enum.Enum):
     """What the host can do now."""
 
@@ -154,7 +157,7 @@ class ModelHost:
             return True
         if not served.engine.healthy():
             return self._state is State.DRAINING and self.num_requests == 0
-        return time.monotonic() - served.engine.stats().heartbeat_s < silence_s
+        return bool(time.monotonic() - served.engine.stats().heartbeat_s < silence_s)
 
     def ready(self) -> bool:
         """True: a request would be taken."""
@@ -306,7 +309,7 @@ async def _warm_up(model: Any, bridge: Bridge) -> None:
     """One short request: touches every weight once, so that the first caller does not wait for the disk."""
     bos_id = model.tokenizer.bos_id
     request = Request(
-        id="warm-up",
+        id=WARM_UP_ID,
         prompt_ids=(0 if bos_id is None else bos_id,),
         max_tokens=2,
         sampling=SamplingParams(temperature=0.0),

@@ -70,7 +70,7 @@ def encode_chat(request: pb.ChatRequest, served: Served) -> list[int]:
     """Token ids of a checked conversation.  Special-token text in a message stays text."""
     assert served.template is not None  # check_messages saw to it
     messages = [_plain(message) for message in request.messages]
-    return _some(served.template.encode(served.model.tokenizer, messages), "messages")
+    return _some(served.template.encode(messages, served.model.tokenizer), "messages")
 
 
 def _plain(message: pb.ChatMessage) -> dict[str, str]:

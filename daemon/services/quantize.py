@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
 import structlog
 from google.protobuf import json_format
@@ -31,15 +30,6 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_STDERR_BYTES = 8 * 1024
 TERMINATE_S = 3.0  # from SIGTERM to SIGKILL
 BUSY_RETRY_S = 10.0
-
-# The child's exit codes (daemon/errors.py) as reasons; its message on stderr goes with it.
-_REASON_OF_EXIT = {
-    64: "INVALID_ARGUMENT",
-    65: "INVALID_MODEL_FILE",
-    73: "CANNOT_CREATE",
-    74: "IO_ERROR",
-    75: "INSUFFICIENT_MEMORY",
-}
 
 
 class QuantizeService:
@@ -67,7 +57,8 @@ class QuantizeService:
                     yield response
                 await child.wait()
                 if child.returncode != 0:
-                    raise _failure(child.returncode or 0, await stderr, output.parent)
+                    log.error("quantize_failed", exit_code=child.returncode, stderr=(await stderr)[-2000:])
+                    raise ApiError("INTERNAL", "The quantization failed; the daemon's log has the cause.")
                 done = True
             finally:
                 await asyncio.shield(asyncio.ensure_future(_end(child, stderr)))
@@ -121,19 +112,22 @@ async def _start(
 async def _events(
     child: asyncio.subprocess.Process, output: Path
 ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
-    """The child's lines as messages.  Each line is {"progress": {...}} or {"result": {...}} in the messages' own names."""
+    """The child's lines as messages: {"event": "progress" or "result", ...} with the messages' own field names.
+
+    {"event": "error", "reason", "message"} is raised.
+    """
     assert child.stdout is not None
     async for line in child.stdout:
         try:
-            response = json_format.ParseDict(
-                json.loads(line), rpc.QuantizeResponse(), ignore_unknown_fields=True
-            )
-        except (ValueError, json_format.ParseError):
+            facts = json.loads(line)
+            kind = facts.pop("event")
+        except (ValueError, TypeError, LookupError, AttributeError):
             continue  # not for us: a library's warning on stdout
-        if response.HasField("result"):
-            response.result.output = output.name.removesuffix(SUFFIX)
-        if response.WhichOneof("event"):
-            yield response
+        if kind == "error":
+            raise _refusal(facts["reason"], facts["message"], output.parent)
+        if kind == "result":
+            facts["output"] = output.name.removesuffix(SUFFIX)
+        yield json_format.ParseDict({kind: facts}, rpc.QuantizeResponse(), ignore_unknown_fields=True)
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> str:
@@ -172,16 +166,7 @@ def _remove_partial(output: Path) -> None:
                 left.unlink()
 
 
-def _failure(code: int, stderr: str, folder: Path) -> ApiError:
-    """The child's last word as an error of ours, without the host's paths."""
-    lines: Any = [line for line in stderr.splitlines() if line.strip()]
-    message = lines[-1].removeprefix("quantd: error: ") if lines else "the quantization ended without a word"
-    message = message.replace(f"{folder}/", "")
-    reason = _REASON_OF_EXIT.get(code, "INTERNAL")
-    if reason == "IO_ERROR" and "No space left" in message:
-        reason = "DISK_FULL"
-    if reason == "INTERNAL":
-        log.error("quantize_failed", exit_code=code, stderr=stderr[-2000:])
-        message = "The quantization failed; the daemon's log has the cause."
-    field = "source" if reason == "INVALID_MODEL_FILE" else "recipe" if "recipe" in message else ""
-    return ApiError(reason, message, field=field)
+def _refusal(reason: str, message: str, folder: Path) -> ApiError:
+    """The child's error as ours, without the host's paths."""
+    field = {"INVALID_MODEL_FILE": "source", "UNSUPPORTED_MODEL": "source", "UNSUPPORTED_RECIPE": "recipe"}
+    return ApiError(reason, message.replace(f"{folder}/", ""), field=field.get(reason, ""))

@@ -33,7 +33,7 @@ class FakeTokenizer:
 
 
 class FakeTemplate:
-    def encode(self, tokenizer, messages):
+    def encode(self, messages, tokenizer):
         return tokenizer.encode("".join(f"{one['role']}:{one['content']}\n" for one in messages))
 
 
@@ -95,6 +95,9 @@ def plan(**changes):
         "fits": True,
         "sessions": 2,
         "session_context_tokens": CONTEXT_TOKENS,
+        "session_share_tokens": CONTEXT_TOKENS,
+        "max_sessions": 2,
+        "max_context_tokens": CONTEXT_TOKENS,
         "n_pages": 4,
         "page_tokens": 32,
         "kv_type": "f16",

@@ -58,6 +58,18 @@ async def test_a_stream_is_started_deltas_done(world):
     assert [list(event.delta.token_ids) for event in events[1:-1]] == [[byte] for byte in b"hello"]
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc-1.2_Z", True), ("x" * 65, False), ("a b", False), ("", False)]
+)
+async def test_a_callers_request_id_is_kept_if_harmless(world, given, kept):
+    calls = [
+        world.generate.Generate(pb.GenerateRequest(text="hi"), metadata=(("x-request-id", given),))
+        for _ in range(2)
+    ]
+    for events in [await collect(call) for call in calls]:
+        assert (events[0].started.request_id == given) == kept
+
+
 async def test_the_seed_is_drawn_and_reported(world):
     done = (await collect(world.generate.Generate(pb.GenerateRequest(text="hi"))))[-1].done
     assert done.seed == world.engine.requests[-1].sampling.seed

@@ -15,8 +15,10 @@ from daemon.errors import from_rpc_error
 from daemon.services import quantize
 from quantd.v1 import quantize_service_pb2 as rpc
 
-PROGRESS = '{"progress": {"tensorsDone": 1, "tensorsTotal": 2, "bytesDone": 10, "bytesTotal": 20, "tensor": "blk.0"}}'
-RESULT = '{"result": {"outputBytes": 5, "sourceBytes": 20, "seconds": 0.5, "bitsPerWeight": 4.5}}'
+PROGRESS = '{"event": "progress", "tensors_done": 1, "tensors_total": 2, "bytes_done": 10, "tensor": "blk.0"}'
+RESULT = (
+    '{"event": "result", "output": "/x", "output_bytes": 5, "source_bytes": 20, "seconds": 0.5, "types": {}}'
+)
 SLOW = f"print({PROGRESS!r}, flush=True); open(sys.argv[3] + '.partial.123', 'w').close(); time.sleep(60)"
 
 
@@ -82,20 +84,28 @@ async def test_bad_requests_start_nothing(world, child, fields, reason, field):
 
 
 @pytest.mark.parametrize(
-    ("code", "word", "reason"),
+    ("code", "reason", "field"),
     [
-        (64, "recipe Q9 is not supported", "INVALID_ARGUMENT"),
-        (65, "bad magic", "INVALID_MODEL_FILE"),
-        (74, "No space left on device", "DISK_FULL"),
-        (74, "read error", "IO_ERROR"),
-        (70, "secret", "INTERNAL"),
-        (-9, "", "INTERNAL"),
+        (64, "UNSUPPORTED_RECIPE", "recipe"),
+        (65, "INVALID_MODEL_FILE", "source"),
+        (65, "UNSUPPORTED_MODEL", "source"),
+        (74, "DISK_FULL", ""),
+        (73, "CANNOT_CREATE", ""),
+        (70, "", ""),
+        (-9, "", ""),
     ],
 )
-async def test_failures_of_the_child_have_reasons(world, child, code, word, reason):
+async def test_failures_of_the_child_have_reasons(world, child, code, reason, field):
     end = f"sys.exit({code})" if code >= 0 else "import os; os.kill(os.getpid(), 9)"
-    child(f"print('quantd: error: ' + sys.argv[2] + ': {word}', file=sys.stderr); {end}")
+    say = (
+        f"import json; print(json.dumps(dict(event='error', reason={reason!r}, message=sys.argv[2] + ': no')))"
+        if reason
+        else "print('secret', file=sys.stderr)"
+    )
+    child(f"{say}; {end}")
     error = await refusal(world.quantize.Quantize(request()))
+    reason = reason or "INTERNAL"
+    assert error.field == field
     assert error.reason == reason
     assert str(world.folder) not in error.message
     assert "secret" not in error.message

@@ -1,0 +1,76 @@
+"""The services as the gateway's backend, for a gateway that lives in the same process: no second hop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from daemon.gateway.backend import CallContext, Health
+from daemon.services import Services
+from daemon.services.call import Call
+from daemon.services.host import State
+from quantd.v1 import (
+    generate_pb2,
+    generate_service_pb2,
+    model_service_pb2,
+    tokenizer_service_pb2,
+)
+
+
+class LocalBackend:
+    """A daemon.gateway.backend.Backend over the services themselves."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def generate(
+        self, request: generate_pb2.GenerateRequest, context: CallContext
+    ) -> AsyncIterator[generate_service_pb2.GenerateResponse]:
+        """Continue a prompt."""
+        return self._services.generate.generate(request, _call(context))
+
+    def chat(
+        self, request: generate_pb2.ChatRequest, context: CallContext
+    ) -> AsyncIterator[generate_service_pb2.ChatResponse]:
+        """Answer a conversation."""
+        return self._services.generate.chat(request, _call(context))
+
+    async def list_models(
+        self, request: model_service_pb2.ListModelsRequest, context: CallContext
+    ) -> model_service_pb2.ListModelsResponse:
+        """List all models."""
+        return await self._services.model.list_models(request, _call(context))
+
+    async def get_model(
+        self, request: model_service_pb2.GetModelRequest, context: CallContext
+    ) -> model_service_pb2.GetModelResponse:
+        """Describe one model."""
+        return await self._services.model.get_model(request, _call(context))
+
+    async def plan_memory(
+        self, request: model_service_pb2.PlanMemoryRequest, context: CallContext
+    ) -> model_service_pb2.PlanMemoryResponse:
+        """Say what memory serving takes."""
+        return await self._services.model.plan_memory(request, _call(context))
+
+    async def tokenize(
+        self, request: tokenizer_service_pb2.TokenizeRequest, context: CallContext
+    ) -> tokenizer_service_pb2.TokenizeResponse:
+        """Split text into token ids."""
+        return await self._services.tokenizer.tokenize(request, _call(context))
+
+    async def detokenize(
+        self, request: tokenizer_service_pb2.DetokenizeRequest, context: CallContext
+    ) -> tokenizer_service_pb2.DetokenizeResponse:
+        """Join token ids to text."""
+        return await self._services.tokenizer.detokenize(request, _call(context))
+
+    async def health(self) -> Health:
+        """Live while the engine is; ready while it would take a request."""
+        host = self._services.host
+        live, ready = host.healthy(), host.ready()
+        detail = host.state.value if ready or host.state is not State.READY else "the engine does not answer"
+        return Health(live=live, ready=ready, detail=detail)
+
+
+def _call(context: CallContext) -> Call:
+    return Call.within(context.timeout_s, context.request_id)
