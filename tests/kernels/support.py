@@ -16,7 +16,7 @@ PLAIN_TYPES = ("F32", "F16", "BF16")
 # The form in which the matmul of a type reads its activations; all others read floats.
 ACTIVATION_FORM = dict.fromkeys(
     ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"), "q8_32"
-) | dict.fromkeys(("Q4_K", "Q5_K", "Q6_K"), "q8_256")
+) | dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "q8_256")
 GROUP_ORDER = (0, 2, 1, 3, 4, 6, 5, 7)  # kernels.h, kGroupOrder
 
 # Where the f16 scales of a block lie.

@@ -23,7 +23,7 @@ from tests.kernels.support import (
 
 # Largest error relative to sum |w| |x|, given the activations as the kernel sees them.  Sums of up to 2048 floats in
 # lanes; the formats with minima subtract two sums, each larger than their difference.
-TOLERANCE = dict.fromkeys(TYPES, 1e-06) | {"Q4_K": 2e-6, "Q5_K": 2e-6}
+TOLERANCE = dict.fromkeys(TYPES, 1e-06) | dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), 2e-6)
 SCALAR_TOLERANCE = 2e-7  # double sums: one rounding of the scales and one of the result
 
 SIZES = (256, 512, 1280, 2048)

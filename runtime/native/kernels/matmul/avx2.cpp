@@ -1,6 +1,5 @@
-// Matmul of float weights (F32, F16, BF16) with float activations, 256 bits wide, and the generic path that
-// expands one weight row of any type at a time.  A tile of two weight rows and four activation rows shares
-// every load.
+// Matmul of float weights (F32, F16, BF16) with float activations, 256 bits wide.  A tile of two weight rows
+// and four activation rows shares every load.
 #include <immintrin.h>
 
 #include "kernels/levels.h"
@@ -83,20 +82,6 @@ struct Kernel {
     }
 };
 
-// Expands each weight row once into the scratch, then meets it with every activation row.
-template <auto kDequantize>
-void matmul_expanded(const MatmulArgs& args) {
-    MatmulArgs row = args;
-    row.row_bytes = 0;
-    row.weight = reinterpret_cast<const uint8_t*>(args.scratch);
-    for (int64_t o = args.out_begin; o < args.out_end; ++o) {
-        kDequantize(args.weight + o * args.row_bytes, args.scratch, args.n_in);
-        row.out_begin = o;
-        row.out_end = o + 1;
-        run_matmul<Kernel<F32>>(row);
-    }
-}
-
 }  // namespace
 
 void add_matmul(Kernels& table) {
@@ -107,9 +92,6 @@ void add_matmul(Kernels& table) {
     set(Type::F32, run_matmul<Kernel<F32>>);
     set(Type::F16, run_matmul<Kernel<F16>>);
     set(Type::BF16, run_matmul<Kernel<BF16>>);
-    set(Type::Q2_K, matmul_expanded<scalar::dequantize_q2_k>);
-    set(Type::Q3_K, matmul_expanded<scalar::dequantize_q3_k>);
-    set(Type::IQ4_XS, matmul_expanded<scalar::dequantize_iq4_xs>);
 }
 
 }  // namespace quantd::avx2

@@ -1,5 +1,5 @@
-// Matmul of float weights with float activations, and the generic path that expands one weight row of any
-// type at a time: the specification.  Sums are in double, so that this level is also the most accurate one.
+// Matmul of float weights with float activations: the specification.  Sums are in double, so that this level
+// is also the most accurate one.
 #include "kernels/levels.h"
 
 namespace quantd::scalar {
@@ -12,7 +12,7 @@ void store_result(const MatmulArgs& args, int64_t r, int64_t o, double dot) {
     out = args.accumulate ? out + value : value;
 }
 
-// Expands each weight row once, then meets it with every activation row.
+// Expands each weight row once into the scratch, then meets it with every activation row.
 template <auto kDequantize>
 void matmul_expanded(const MatmulArgs& args) {
     for (int64_t o = args.out_begin; o < args.out_end; ++o) {
@@ -36,9 +36,6 @@ void add_matmul(Kernels& table) {
     set(Type::F32, matmul_expanded<dequantize_f32>);
     set(Type::F16, matmul_expanded<dequantize_f16>);
     set(Type::BF16, matmul_expanded<dequantize_bf16>);
-    set(Type::Q2_K, matmul_expanded<dequantize_q2_k>);
-    set(Type::Q3_K, matmul_expanded<dequantize_q3_k>);
-    set(Type::IQ4_XS, matmul_expanded<dequantize_iq4_xs>);
 }
 
 }  // namespace quantd::scalar

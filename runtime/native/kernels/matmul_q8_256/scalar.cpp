@@ -1,5 +1,5 @@
-// Matmul of Q4_K, Q5_K and Q6_K weights with Q8_256 activations: the specification.  Sums over blocks are in
-// double.
+// Matmul of the types with super-blocks of 256 weights with Q8_256 activations: the specification.  Sums over
+// blocks are in double.
 #include <cstring>
 
 #include "blocks.h"
@@ -60,6 +60,43 @@ void expand(const BlockQ6_K& block, Expanded& out) {
     out.d = out.dmin = f16_to_f32(block.d);
 }
 
+void expand(const BlockQ2_K& block, Expanded& out) {
+    for (int j = 0; j < 16; ++j) {
+        out.scale[j] = block.scales[j] & 0x0f;
+        out.min[j] = block.scales[j] >> 4;
+    }
+    for (int i = 0; i < 256; ++i) out.q[i] = (block.qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
+    out.d = f16_to_f32(block.d);
+    out.dmin = f16_to_f32(block.dmin);
+}
+
+void expand(const BlockQ3_K& block, Expanded& out) {
+    for (int j = 0; j < 16; ++j) {
+        const int low = j < 8 ? block.scales[j] & 0x0f : block.scales[j - 8] >> 4;
+        const int high = (block.scales[8 + j % 4] >> (j / 4 * 2)) & 3;
+        out.scale[j] = (low | high << 4) - 32;
+        out.min[j] = 4 * out.scale[j];
+    }
+    for (int i = 0; i < 256; ++i) {
+        const int low = (block.qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
+        out.q[i] = low | ((block.hmask[i % 32] >> (i / 32)) & 1) << 2;
+    }
+    out.d = out.dmin = f16_to_f32(block.d);
+}
+
+void expand(const BlockIQ4_XS& block, Expanded& out) {
+    for (int j = 0; j < 16; ++j) {
+        const int low = (block.scales_l[j / 4] >> (j / 2 % 2 * 4)) & 0x0f;
+        const int high = (block.scales_h >> (j / 2 * 2)) & 3;
+        out.scale[j] = (low | high << 4) - 32;
+        out.min[j] = 0;
+    }
+    for (int i = 0; i < 256; ++i) {
+        out.q[i] = kIq4Values[(block.qs[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4)) & 0x0f];
+    }
+    out.d = out.dmin = f16_to_f32(block.d);
+}
+
 // One expanded super-block against one block of activations.
 double dot_block(const Expanded& weight, const BlockQ8_256& act) {
     int32_t sum = 0, min_sum = 0;
@@ -101,9 +138,12 @@ void add_matmul_q8_256(Kernels& table) {
         table.act_form[static_cast<uint32_t>(type)] = ActForm::Q8_256;
         table.matmul[static_cast<uint32_t>(type)] = function;
     };
+    set(Type::Q2_K, matmul_q8_256<BlockQ2_K>);
+    set(Type::Q3_K, matmul_q8_256<BlockQ3_K>);
     set(Type::Q4_K, matmul_q8_256<BlockQ4_K>);
     set(Type::Q5_K, matmul_q8_256<BlockQ5_K>);
     set(Type::Q6_K, matmul_q8_256<BlockQ6_K>);
+    set(Type::IQ4_XS, matmul_q8_256<BlockIQ4_XS>);
 }
 
 }  // namespace quantd::scalar
