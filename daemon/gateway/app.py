@@ -1,0 +1,98 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Collection
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from daemon.errors import ApiError
+from daemon.gateway import routes_openai, routes_status
+from daemon.gateway.backend import Backend
+from daemon.gateway.events import ClientGoneError
+from daemon.gateway.guard import LOOPBACK_HOSTS, Guard
+from daemon.gateway.replies import error_response
+from daemon.gateway.sse import PING_S
+
+# An error before the first token is a real status if it comes within this time; long prompts take longer than that.
+FIRST_EVENT_S = 5.0
+
+
+def create_app(
+    backend: Backend,
+    *,
+    metrics_app: ASGIApp | None = None,
+    allowed_hosts: Collection[str] | None = LOOPBACK_HOSTS,
+    kv_budget_bytes: int | None = None,
+    first_event_s: float = FIRST_EVENT_S,
+    ping_s: float = PING_S,
+) -> ASGIApp:
+    """The gateway over `backend`.
+
+    `metrics_app` answers /metrics; without it there is no such page.  `allowed_hosts` are the host names under which it may
+    be asked (None: any; the default is right for a loopback listener).  `kv_budget_bytes` is the configured budget that
+    /api/info tells (None: the size of the arena).
+    """
+    version = _version()
+    app = FastAPI(
+        title="quantd",
+        version=version,
+        description="A language-model server for CPU-only machines, over the OpenAI API.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(routes_openai.make_router(backend, first_event_s=first_event_s, ping_s=ping_s))
+    app.include_router(routes_status.make_router(backend, version=version, kv_budget_bytes=kv_budget_bytes))
+    if metrics_app is not None:
+        app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))
+    app.add_exception_handler(ApiError, _answer_failure)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(Exception, _answer_failure)
+    return Guard(app, allowed_hosts=allowed_hosts)
+
+
+class _Mounted:
+    """An ASGI application at exactly one path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+async def _answer_failure(request: Request, failure: Exception) -> Response:
+    if isinstance(failure, ClientGoneError):
+        return Response(status_code=499)  # nobody reads it
+    return error_response(failure, request.state.request_id)
+
+
+async def _answer_http_exception(request: Request, failure: Exception) -> Response:
+    """What the framework refuses by itself: unknown paths and methods."""
+    assert isinstance(failure, HTTPException)
+    if failure.status_code == 405:
+        allowed = (failure.headers or {}).get("Allow", "")
+        error = ApiError(
+            "METHOD_NOT_ALLOWED", f"This path takes {allowed}." if allowed else "Not this method."
+        )
+        response = error_response(error, request.state.request_id)
+        if allowed:
+            response.headers["Allow"] = allowed
+        return response
+    if failure.status_code == 404:
+        return error_response(ApiError("NOT_FOUND", "There is no such path."), request.state.request_id)
+    return error_response(ApiError("INVALID_ARGUMENT", "The request is malformed."), request.state.request_id)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("quantd")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"

@@ -1,0 +1,84 @@
+"""What the gateway talks to: the daemon's services in this process, or a daemon over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from quantd.v1 import (
+    generate_pb2,
+    generate_service_pb2,
+    model_service_pb2,
+    tokenizer_service_pb2,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What a backend is told of the HTTP request behind a call."""
+
+    request_id: str
+    timeout_s: float | None = None  # None: no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`live`: the process works; `ready`: it would answer a request now; `detail` says what it is doing."""
+
+    live: bool
+    ready: bool
+    detail: str
+
+
+class Backend(Protocol):
+    """Methods take and give quantd.v1 messages and raise daemon.errors.ApiError.
+
+    Cancelling a call or closing its iterator ends the request at once, wherever it is.
+    """
+
+    def generate(
+        self, request: generate_pb2.GenerateRequest, context: CallContext
+    ) -> AsyncIterator[generate_service_pb2.GenerateResponse]:
+        """Continue a prompt: Started, Deltas, Done."""
+        ...
+
+    def chat(
+        self, request: generate_pb2.ChatRequest, context: CallContext
+    ) -> AsyncIterator[generate_service_pb2.ChatResponse]:
+        """Answer a conversation: Started, Deltas, Done."""
+        ...
+
+    async def list_models(
+        self, request: model_service_pb2.ListModelsRequest, context: CallContext
+    ) -> model_service_pb2.ListModelsResponse:
+        """List all models, loaded ones first."""
+        ...
+
+    async def get_model(
+        self, request: model_service_pb2.GetModelRequest, context: CallContext
+    ) -> model_service_pb2.GetModelResponse:
+        """Describe one model."""
+        ...
+
+    async def plan_memory(
+        self, request: model_service_pb2.PlanMemoryRequest, context: CallContext
+    ) -> model_service_pb2.PlanMemoryResponse:
+        """Say what memory serving takes."""
+        ...
+
+    async def tokenize(
+        self, request: tokenizer_service_pb2.TokenizeRequest, context: CallContext
+    ) -> tokenizer_service_pb2.TokenizeResponse:
+        """Split text into token ids."""
+        ...
+
+    async def detokenize(
+        self, request: tokenizer_service_pb2.DetokenizeRequest, context: CallContext
+    ) -> tokenizer_service_pb2.DetokenizeResponse:
+        """Join token ids to text."""
+        ...
+
+    async def health(self) -> Health:
+        """Say how the backend is; never raises."""
+        ...

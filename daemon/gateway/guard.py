@@ -1,0 +1,92 @@
+"""What every HTTP request passes first: bounds on its head, who may ask, an id, and an answer whatever happens."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from daemon.errors import ApiError
+from daemon.gateway.events import ClientGoneError
+from daemon.gateway.replies import error_response, log
+
+LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "::1"))
+MAX_URI_BYTES = 8 << 10
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 16 << 10
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Guard:
+    """The outermost ASGI application."""
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str] | None) -> None:
+        """Refuse hosts and origins other than `allowed_hosts`; None takes every host."""
+        self._app = app
+        self._allowed_hosts = None if allowed_hosts is None else frozenset(h.lower() for h in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, receive, send_with_id)
+        except ClientGoneError:
+            log.info("client_gone", request_id=request_id)
+        except Exception as failure:  # noqa: BLE001 - the outermost border
+            if started:
+                # The framework answered and raised again, or a stream broke: all that is left is to say so.
+                if not isinstance(failure, ApiError):
+                    log.error("request_failed", request_id=request_id, exc_info=failure)
+                return
+            await error_response(failure, request_id)(scope, receive, send_with_id)
+
+    def _check(self, scope: Scope) -> None:
+        uri_bytes = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+        if uri_bytes > MAX_URI_BYTES:
+            raise ApiError("URI_TOO_LONG", f"The URI is longer than {MAX_URI_BYTES} bytes.")
+        headers = scope["headers"]
+        header_bytes = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > MAX_HEADERS or header_bytes > MAX_HEADER_BYTES:
+            raise ApiError(
+                "HEADERS_TOO_LARGE", f"At most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all."
+            )
+        if self._allowed_hosts is None:
+            return
+        # A page of some other site must not talk to a server on this machine, nor reach it under a name of its own.
+        for name, value in headers:
+            if name == b"host" and _hostname(b"//" + value) not in self._allowed_hosts:
+                raise ApiError("PERMISSION_DENIED", "This host name is not served.")
+            if name == b"origin" and _hostname(value) not in self._allowed_hosts:
+                raise ApiError("PERMISSION_DENIED", "Requests from this origin are not taken.")
+
+
+def _hostname(url: bytes) -> str | None:
+    try:
+        return urlsplit(url.decode("ascii")).hostname
+    except ValueError:
+        return None
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode("ascii"))
+    return secrets.token_hex(8)

@@ -1,0 +1,74 @@
+"""Health, facts about the server, and the API page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from daemon.errors import ApiError
+from daemon.gateway.backend import Backend, CallContext
+from daemon.gateway.replies import JsonResponse
+from quantd.v1 import model_service_pb2
+
+_PAGE = Path(__file__).with_name("docs.html")
+
+
+def make_router(backend: Backend, *, version: str, kv_budget_bytes: int | None) -> APIRouter:
+    """Routes over `backend`; `kv_budget_bytes` is the configured budget, None to tell the size of the arena."""
+    router = APIRouter()
+
+    @router.get("/health", response_model=None)
+    async def health() -> Response:
+        """Say whether a request would be answered now: 200, otherwise 503."""
+        state = await backend.health()
+        return _state("ok" if state.ready else "unavailable", state.detail, ok=state.ready)
+
+    @router.get("/readyz", response_model=None)
+    async def readyz() -> Response:
+        """Say whether a request would be answered now: 200, otherwise 503 (loading, draining, failed)."""
+        state = await backend.health()
+        return _state("ready" if state.ready else "not ready", state.detail, ok=state.ready)
+
+    @router.get("/livez", response_model=None)
+    async def livez() -> Response:
+        """Say whether the process works: 200, otherwise 503 and it should be replaced."""
+        state = await backend.health()
+        return _state("live" if state.live else "failed", state.detail, ok=state.live)
+
+    @router.get("/api/info", response_model=None)
+    async def info(request: Request) -> Response:
+        """Tell the version, the model being served, and how its memory is shared out."""
+        context = CallContext(request_id=request.state.request_id)
+        facts = {"version": version, "model": None, "kv_cache_size": kv_budget_bytes}
+        try:
+            model = (await backend.get_model(model_service_pb2.GetModelRequest(), context)).model
+        except ApiError as failure:
+            if failure.reason == "MODEL_NOT_FOUND":
+                return JsonResponse(facts)
+            raise
+        plan = (await backend.plan_memory(model_service_pb2.PlanMemoryRequest(), context)).plan
+        return JsonResponse(
+            {
+                **facts,
+                "model": model.name,
+                "kv_cache_size": plan.kv_arena_bytes if kv_budget_bytes is None else kv_budget_bytes,
+                "kv_arena_bytes": plan.kv_arena_bytes,
+                "kv_type": plan.kv_type,
+                "sessions": plan.sessions,
+                "context": model.session_context_tokens,
+                "context_train": model.context_length,
+            }
+        )
+
+    @router.get("/docs", include_in_schema=False, response_model=None)
+    async def docs() -> Response:
+        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+
+    return router
+
+
+def _state(status: str, detail: str, *, ok: bool) -> Response:
+    return JsonResponse({"status": status, "detail": detail}, status_code=200 if ok else 503)

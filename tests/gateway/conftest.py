@@ -1,0 +1,170 @@
+"""A fake backend that answers as told, the gateway over it, and a server for real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+import structlog
+import uvicorn
+
+from daemon.errors import ApiError
+from daemon.gateway.app import create_app
+from daemon.gateway.backend import Health
+from quantd.v1 import generate_pb2 as pb
+from quantd.v1 import generate_service_pb2, model_pb2, model_service_pb2, tokenizer_service_pb2
+
+MODEL = model_pb2.Model(
+    name="demo",
+    loaded=True,
+    architecture="llama",
+    session_context_tokens=512,
+    context_length=1024,
+    modified_unix_ms=1_700_000_000_000,
+    has_chat_template=True,
+)
+
+
+class FakeBackend:
+    """Answers with `texts`; an exception among them is raised, a number is seconds of silence."""
+
+    def __init__(self):
+        self.texts = ["Hello", ", ", "wörld", "!"]
+        self.finish = pb.FINISH_REASON_STOP
+        self.requests = []
+        self.contexts = []
+        self.num_open = 0
+        self.num_closed = 0
+        self.state = Health(live=True, ready=True, detail="ready")
+
+    async def _answer(self, response, request, context):
+        self.requests.append(request)
+        self.contexts.append(context)
+        self.num_open += 1
+        try:
+            if request.model != "demo":
+                raise ApiError(
+                    "MODEL_NOT_FOUND", f"There is no model {request.model[:200]!r}.", field="model"
+                )
+            with_logprobs = request.options.HasField("top_logprobs")
+            started = False
+            for n, text in enumerate(self.texts):
+                if isinstance(text, Exception):
+                    raise text
+                if not started:
+                    started = True
+                    yield response(
+                        started=pb.Started(
+                            request_id="r", model="demo", created_unix_ms=1_700_000_000_123, prompt_tokens=5
+                        )
+                    )
+                if isinstance(text, int | float):
+                    await asyncio.sleep(text)
+                    continue
+                top = pb.TokenLogprob(token_id=n, token=text.encode(), logprob=-0.5)
+                delta = pb.Delta(text=text, token_ids=[n])
+                if with_logprobs:
+                    delta.logprobs.append(
+                        pb.TokenLogprob(token_id=n, token=text.encode(), logprob=-0.5, top=[top])
+                    )
+                yield response(delta=delta)
+            yield response(
+                done=pb.Done(
+                    finish_reason=self.finish,
+                    usage=pb.Usage(prompt_tokens=5, completion_tokens=len(self.texts)),
+                )
+            )
+        finally:
+            self.num_open -= 1
+            self.num_closed += 1
+
+    def generate(self, request, context):
+        return self._answer(generate_service_pb2.GenerateResponse, request, context)
+
+    def chat(self, request, context):
+        return self._answer(generate_service_pb2.ChatResponse, request, context)
+
+    async def list_models(self, request, context):
+        other = model_pb2.Model(name="other")
+        return model_service_pb2.ListModelsResponse(models=[MODEL, other])
+
+    async def get_model(self, request, context):
+        if request.name not in ("", "demo"):
+            raise ApiError("MODEL_NOT_FOUND", f"There is no model {request.name[:200]!r}.", field="name")
+        return model_service_pb2.GetModelResponse(model=MODEL)
+
+    async def plan_memory(self, request, context):
+        plan = model_pb2.MemoryPlan(kv_arena_bytes=1 << 20, sessions=4, kv_type="f16")
+        return model_service_pb2.PlanMemoryResponse(plan=plan)
+
+    async def tokenize(self, request, context):
+        return tokenizer_service_pb2.TokenizeResponse(ids=[1, 2])
+
+    async def detokenize(self, request, context):
+        return tokenizer_service_pb2.DetokenizeResponse(text="x")
+
+    async def health(self):
+        return self.state
+
+
+@pytest.fixture(autouse=True)
+def logs():
+    """Keep the log from the terminal: drawing tracebacks takes seconds."""
+    with structlog.testing.capture_logs() as entries:
+        yield entries
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend()
+
+
+@pytest.fixture
+async def client(backend):
+    """An HTTP client straight into the application."""
+    transport = httpx2.ASGITransport(app=create_app(backend))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        yield client
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+@pytest.fixture
+def serve(backend):
+    """Run the application on a free port in a thread; gives its URL."""
+    running = []
+
+    def start(app=None, **options):
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(app or create_app(backend, **options), log_level="warning", lifespan="off")
+        server = Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        running.append((server, thread, listener))
+        while not server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread, listener in running:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+def chat_body(**changes):
+    return {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], **changes}
+
+
+@pytest.fixture
+def make_chat():
+    return chat_body
