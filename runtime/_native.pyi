@@ -53,6 +53,9 @@ class GgufFile:
     def poisoned(self) -> bool:
         """Say whether the file was truncated or unreadable under the mapping; its bytes then read as zero."""
 
+    def changed(self) -> bool:
+        """Say whether it is poisoned, or somebody wrote into the file since it was opened; one system call."""
+
 def type_traits(type_id: int) -> tuple[str, int, int, bool]:
     """Return (name, elements of a block, bytes of a block, served as weight); ("?", 0, 0, False) if unknown."""
 

@@ -182,12 +182,16 @@ class ModelFile:
         return sum(shard.resident_bytes() for shard in self.shards)
 
     def check_unchanged(self) -> None:
-        """Raise ModelChangedError if a file was truncated or became unreadable under the mapping."""
+        """Raise ModelChangedError if a file was written to, truncated or became unreadable since it was opened.
+
+        What was computed from the weights before this call is right if the call returns: ask after each step.  It costs a
+        system call a shard.
+        """
         for shard in self.shards:
-            if shard.poisoned():
+            if shard.changed():
                 raise ModelChangedError(
-                    f"{shard.path} was truncated or could not be read while it was in use; restore the file and "
-                    "load the model again",
+                    f"{shard.path} was changed, truncated or could not be read while it was in use; restore the "
+                    "file and load the model again",
                 )
 
     def _require(self, key: str, kinds: frozenset[str], what: str) -> None:

@@ -194,7 +194,8 @@ void init_gguf(nb::module_& m) {
         .def("tensors", &tensors)
         .def("data", &data, "name"_a)
         .def("resident_bytes", &GgufFile::resident_bytes, nb::call_guard<nb::gil_scoped_release>())
-        .def("poisoned", &GgufFile::poisoned);
+        .def("poisoned", &GgufFile::poisoned)
+        .def("changed", &GgufFile::changed);
     m.def(
         "type_traits",
         [](uint32_t type_id) {

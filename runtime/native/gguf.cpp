@@ -469,7 +469,7 @@ std::shared_ptr<GgufFile> GgufFile::open(const std::string& path) {
     file->map_ = std::make_unique<FileMap>(path);
     file->bytes_ = file->map_->bytes();
     GgufParser(*file).parse();
-    if (file->poisoned()) throw_changed("", 0);
+    if (file->changed()) throw_changed("", 0);
     return file;
 }
 
@@ -512,8 +512,10 @@ uint64_t GgufFile::resident_bytes() const { return map_ ? map_->resident_bytes()
 
 bool GgufFile::poisoned() const { return map_ && map_->poisoned(); }
 
+bool GgufFile::changed() const { return map_ && map_->changed(); }
+
 void GgufFile::check_unchanged(const KeyValue& value) const {
-    if (poisoned()) throw_changed(printable(value.key), value.offset);
+    if (changed()) throw_changed(printable(value.key), value.offset);
 }
 
 }  // namespace quantd

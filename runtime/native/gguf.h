@@ -142,7 +142,10 @@ class GgufFile {
     // and nothing computed from them is right.
     bool poisoned() const;
 
-    // Throws ModelFormatError FILE_CHANGED if poisoned; to be called after a value was read and before it is
+    // Poisoned, or somebody wrote into the file since it was opened.  One system call.
+    bool changed() const;
+
+    // Throws ModelFormatError FILE_CHANGED if changed(); to be called after a value was read and before it is
     // used.
     void check_unchanged(const KeyValue& value) const;
 

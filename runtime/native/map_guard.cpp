@@ -7,6 +7,7 @@
 #include <fstream>
 #include <mutex>
 #include <system_error>
+#include <utility>
 
 #include <fcntl.h>
 #include <signal.h>
@@ -122,6 +123,7 @@ class Descriptor {
     Descriptor(const Descriptor&) = delete;
     Descriptor& operator=(const Descriptor&) = delete;
     int get() const { return fd_; }
+    int release() { return std::exchange(fd_, -1); }
 
   private:
     int fd_;
@@ -171,15 +173,24 @@ FileMap::FileMap(const std::string& path) {
         munmap(address_, size_);
         throw std::system_error(EMFILE, std::generic_category(), "too many mapped model files");
     }
+    modified_ = status.st_mtim;
+    descriptor_ = descriptor.release();
 }
 
 FileMap::~FileMap() {
     // Out of the table first: once unmapped, the addresses may belong to somebody else.
     remove_slot(slot_);
     munmap(address_, size_);
+    close(descriptor_);
 }
 
 bool FileMap::poisoned() const { return g_slots[slot_].poisoned.load(std::memory_order_acquire); }
+
+bool FileMap::changed() const {
+    struct stat now{};
+    return poisoned() || fstat(descriptor_, &now) != 0 || static_cast<size_t>(now.st_size) != size_ ||
+           now.st_mtim.tv_sec != modified_.tv_sec || now.st_mtim.tv_nsec != modified_.tv_nsec;
+}
 
 uint64_t FileMap::mapped_bytes() const {
     const auto first = reinterpret_cast<uintptr_t>(address_);

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <span>
 #include <string>
 
@@ -27,6 +28,11 @@ class FileMap {
 
     bool poisoned() const;
 
+    // Poisoned, or the file's size or modification time is another than when it was mapped: somebody writes
+    // into it, and a private mapping shows the new bytes.  Deleting or replacing the file by its name changes
+    // nothing here.
+    bool changed() const;
+
     // Bytes that lie in memory now, whole pages: of the page cache where the kernel tells us (mincore), else
     // mapped_bytes().  The kernel hides the page cache of files that we neither own nor may write, as a
     // served model often is, and then calls every page resident.
@@ -36,6 +42,8 @@ class FileMap {
     uint64_t mapped_bytes() const;
 
   private:
+    int descriptor_ = -1;  // stays open for changed()
+    timespec modified_{};
     void* address_ = nullptr;
     size_t size_ = 0;
     bool knows_page_cache_ = false;

@@ -191,6 +191,29 @@ def test_a_file_truncated_in_use_is_noticed_and_survived(tmp_path):
     ModelFile.open(path).check_unchanged()
 
 
+def test_a_file_overwritten_in_use_is_noticed(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small_file())
+    file = ModelFile.open(path)
+    os.utime(path)  # as a write does, without the clock's granularity
+    with pytest.raises(ModelChangedError, match="changed"):
+        file.check_unchanged()
+    with pytest.raises(ModelFormatError):
+        file.get("x.text")
+    assert not file.shards[0].poisoned()
+
+
+def test_a_file_replaced_or_deleted_stays_in_use(tmp_path):
+    path, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    path.write_bytes(small_file())
+    other.write_bytes(small_file())
+    file = ModelFile.open(path)
+    other.rename(path)
+    path.unlink()
+    file.check_unchanged()
+    assert int(file.data("blk.0.norm.weight")[0]) == 128
+
+
 def test_many_threads_meet_a_truncated_file(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(small_file())

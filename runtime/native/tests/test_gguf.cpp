@@ -268,6 +268,7 @@ void test_truncated_under_the_map() {
     CHECK(write(descriptor, sound.data(), sound.size()) == static_cast<ssize_t>(sound.size()));
     auto file = GgufFile::open(path);
     CHECK(!file->poisoned());
+    CHECK(!file->changed());
     CHECK(read_everything(*file) > 0);
     CHECK(file->resident_bytes() > 0);
     CHECK(ftruncate(descriptor, 0) == 0);
