@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from daemon.errors import ApiError
@@ -23,9 +24,20 @@ def frame(value: Any) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+class _EventStream(EventSourceResponse):
+    """The library's response without its watcher of uvicorn's exit, which would wake an idle process twice a second.
+
+    The daemon ends streams itself: it drains the engine, and uvicorn cancels what is left.
+    """
+
+    @staticmethod
+    async def _listen_for_exit_signal() -> None:
+        await anyio.sleep_forever()
+
+
 def event_response(content: AsyncIterator[bytes], *, ping_s: float) -> EventSourceResponse:
     """A response that sends frames as they come, a comment every `ping_s`, and stops when the client goes."""
-    return EventSourceResponse(
+    return _EventStream(
         content,
         media_type="text/event-stream",
         sep="\n",
