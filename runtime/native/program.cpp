@@ -1,0 +1,310 @@
+// Building a program: checks and memory.  The running of it is in step.cpp.
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace quantd {
+namespace {
+
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kMaxWidth = int64_t{1} << 24;
+constexpr int64_t kMaxRows = 1 << 14;
+constexpr int64_t kMaxOps = 1 << 16;
+// Logits of one tile of output rows: a few rows of a large vocabulary, many of a small one.
+constexpr int64_t kLogitsTileBytes = int64_t{8} << 20;
+constexpr int64_t kMaxLogitsRows = 64;
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+    std::string message;
+    (message.append(parts), ...);
+    throw std::invalid_argument(message);
+}
+
+std::string str(int64_t value) { return std::to_string(value); }
+
+int64_t form_block(ActForm form) {
+    switch (form) {
+        case ActForm::Q8_32: return 32;
+        case ActForm::Q8_256: return 256;
+        default: return 1;
+    }
+}
+
+}  // namespace
+
+void AlignedFree::operator()(void* p) const { std::free(p); }
+
+AlignedArray<uint8_t> allocate_aligned(int64_t bytes) {
+    const auto size = static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), kCacheLine));
+    void* memory = std::aligned_alloc(kCacheLine, size);
+    if (memory == nullptr) throw std::bad_alloc();
+    std::memset(memory, 0, size);  // touched now, so that serving adds no memory later
+    return AlignedArray<uint8_t>(static_cast<uint8_t*>(memory));
+}
+
+Program::Program(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, ProgramSettings settings,
+                 const Kernels& kernels)
+    : pool_(std::move(pool)), arena_(std::move(arena)), settings_(std::move(settings)), kernels_(kernels) {
+    const auto require_range = [](const char* name, int64_t value, int64_t low, int64_t high) {
+        if (value < low || value > high) {
+            fail(name, " must lie between ", str(low), " and ", str(high), ", got ", str(value));
+        }
+    };
+    require_range("n_vocab", settings_.n_vocab, 1, kMaxWidth);
+    require_range("max_rows", settings_.max_rows, 1, kMaxRows);
+    require_range("n_rot", settings_.n_rot, 0, arena_->shape().head_dim);
+    if (settings_.n_rot % 2 != 0) fail("n_rot must be even, got ", str(settings_.n_rot));
+    if (static_cast<int64_t>(settings_.rope_frequencies.size()) != settings_.n_rot / 2) {
+        fail("rope_frequencies must hold n_rot / 2 values");
+    }
+    for (const double frequency : settings_.rope_frequencies) {
+        if (!std::isfinite(frequency)) fail("rope_frequencies must be finite");
+    }
+}
+
+// ---- building -------------------------------------------------------------------------------------------------
+
+int Program::add_buffer(std::string name, int64_t width) {
+    if (finished_) fail("the program is finished");
+    if (width < 1 || width > kMaxWidth) fail("buffer ", name, ": bad width ", str(width));
+    const int64_t floats_per_line = kCacheLine / static_cast<int64_t>(sizeof(float));
+    Buffer buffer;
+    buffer.name = std::move(name);
+    buffer.width = width;
+    buffer.stride = round_up(width, floats_per_line);
+    buffers_.push_back(std::move(buffer));
+    return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Program::add_matrix(Tensor tensor) {
+    const auto id = static_cast<uint32_t>(tensor.type);
+    if (id >= kMaxTypes || !type_traits(id).is_weight || kernels_.matmul[id] == nullptr ||
+        kernels_.dequantize_row[id] == nullptr) {
+        fail("tensor ", tensor.name, ": type ", type_traits(id).name, " cannot be multiplied");
+    }
+    const TypeTraits& traits = type_traits(id);
+    const int64_t block = std::max(traits.block_elements, form_block(kernels_.act_form[id]));
+    if (tensor.n_in < 1 || tensor.n_in > kMaxWidth || tensor.n_out < 1 || tensor.n_out > kMaxWidth ||
+        tensor.n_in % block != 0) {
+        fail("tensor ", tensor.name, ": bad shape ", str(tensor.n_out), " x ", str(tensor.n_in), " for type ",
+             traits.name);
+    }
+    tensor.row_bytes = tensor.n_in / traits.block_elements * traits.block_bytes;
+    matrices_.push_back(std::move(tensor));
+    return static_cast<int>(matrices_.size()) - 1;
+}
+
+int Program::add_vector(Tensor tensor) {
+    if (tensor.type != Type::F32 || tensor.n_out != 1) fail("tensor ", tensor.name, ": must be a vector of F32");
+    if (reinterpret_cast<uintptr_t>(tensor.data) % alignof(float) != 0) {
+        fail("tensor ", tensor.name, ": is not aligned for F32");
+    }
+    vectors_.push_back(std::move(tensor));
+    return static_cast<int>(vectors_.size()) - 1;
+}
+
+const Buffer& Program::buffer(int index) const {
+    if (index < 0 || static_cast<size_t>(index) >= buffers_.size()) fail("no buffer ", str(index));
+    return buffers_[static_cast<size_t>(index)];
+}
+
+const Tensor& Program::matrix(int index) const {
+    if (index < 0 || static_cast<size_t>(index) >= matrices_.size()) fail("no matrix ", str(index));
+    return matrices_[static_cast<size_t>(index)];
+}
+
+const Tensor& Program::vector(int index, int64_t width) const {
+    if (index < 0 || static_cast<size_t>(index) >= vectors_.size()) fail("no vector ", str(index));
+    const Tensor& tensor = vectors_[static_cast<size_t>(index)];
+    if (tensor.n_in != width) {
+        fail("tensor ", tensor.name, ": has ", str(tensor.n_in), " elements instead of ", str(width));
+    }
+    return tensor;
+}
+
+void Program::check_weight(int weight, int in, int64_t n_out) {
+    const Tensor& tensor = matrix(weight);
+    if (tensor.n_in != buffer(in).width || tensor.n_out != n_out) {
+        fail("tensor ", tensor.name, ": is ", str(tensor.n_out), " x ", str(tensor.n_in), " instead of ", str(n_out),
+             " x ", str(buffer(in).width));
+    }
+    buffers_[static_cast<size_t>(in)].forms |= form_bit(kernels_.act_form[static_cast<uint32_t>(tensor.type)]);
+}
+
+void Program::check_op(const EmbedOp& op) {
+    const Tensor& table = matrix(op.table);
+    if (table.n_out != settings_.n_vocab || table.n_in != buffer(op.out).width) {
+        fail("tensor ", table.name, ": does not fit n_vocab and buffer ", buffer(op.out).name);
+    }
+}
+
+void Program::check_op(const RmsNormOp& op) {
+    vector(op.weight, buffer(op.in).width);
+    if (buffer(op.out).width != buffer(op.in).width) fail("rms_norm: buffers differ in width");
+}
+
+void Program::check_op(const HeadNormOp& op) {
+    if (op.head_dim < 1 || buffer(op.buffer).width % op.head_dim != 0) fail("head_norm: head_dim does not divide");
+    vector(op.weight, op.head_dim);
+}
+
+void Program::check_op(const LinearOp& op) {
+    if (op.targets.empty()) fail("linear: no weights");
+    for (const LinearTarget& target : op.targets) {
+        const int64_t width = buffer(target.out).width;
+        if (target.out == op.in) fail("linear: output and input are one buffer");
+        check_weight(target.weight, op.in, width);
+        if (target.bias != -1) vector(target.bias, width);
+    }
+    segments_.resize(std::max(segments_.size(), op.targets.size()));
+}
+
+void Program::check_op(const GatedLinearOp& op) {
+    if (op.out == op.in) fail("gated_linear: output and input are one buffer");
+    check_weight(op.gate, op.in, buffer(op.out).width);
+    check_weight(op.up, op.in, buffer(op.out).width);
+}
+
+void Program::check_op(const AttentionOp& op) {
+    const ArenaShape& shape = arena_->shape();
+    if (op.layer < 0 || op.layer >= shape.n_layers) fail("attention: layer ", str(op.layer), " is not in the arena");
+    if (op.n_heads < shape.n_kv_heads || op.n_heads % shape.n_kv_heads != 0) {
+        fail("attention: ", str(op.n_heads), " heads do not share ", str(shape.n_kv_heads), " KV heads evenly");
+    }
+    const int64_t q_width = op.n_heads * shape.head_dim;
+    const int64_t kv_width = shape.n_kv_heads * shape.head_dim;
+    if (buffer(op.q).width != q_width || buffer(op.out).width != q_width || buffer(op.k).width != kv_width ||
+        buffer(op.v).width != kv_width) {
+        fail("attention: buffer widths do not fit the heads");
+    }
+    if (!std::isfinite(op.scale)) fail("attention: the scale is not finite");
+}
+
+void Program::check_op(const SelectOp& op) {
+    if (buffer(op.in).width != buffer(op.out).width || op.in == op.out) fail("select: needs two buffers of one width");
+}
+
+void Program::check_op(const HeadOp& op) { check_weight(op.weight, op.in, settings_.n_vocab); }
+
+void Program::add(Op op) {
+    if (finished_) fail("the program is finished");
+    if (static_cast<int64_t>(ops_.size()) >= kMaxOps) fail("too many operations");
+    if (!ops_.empty() && std::holds_alternative<HeadOp>(ops_.back())) fail("the head is the last operation");
+    std::visit([this](const auto& each) { check_op(each); }, op);
+    if (selected_ && !std::holds_alternative<RmsNormOp>(op) && !std::holds_alternative<HeadOp>(op)) {
+        fail("only a norm and the head may follow the selection of output rows");
+    }
+    if (std::holds_alternative<HeadOp>(op) && !selected_) fail("the head needs selected output rows");
+    if (auto* norm = std::get_if<RmsNormOp>(&op)) norm->outputs_only = selected_;
+    selected_ = selected_ || std::holds_alternative<SelectOp>(op);
+    ops_.push_back(std::move(op));
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------
+
+void Program::finish() {
+    if (finished_) fail("the program is finished");
+    if (ops_.empty() || !std::holds_alternative<HeadOp>(ops_.back())) fail("a program ends with the head");
+    allocate_buffers();
+    allocate_scratch();
+    finished_ = true;
+}
+
+void Program::allocate_buffers() {
+    const auto take = [this](int64_t bytes) {
+        storage_.push_back(allocate_aligned(bytes));
+        scratch_bytes_ += bytes;
+        return storage_.back().get();
+    };
+    const auto take_floats = [&](int64_t count) {
+        return reinterpret_cast<float*>(take(count * static_cast<int64_t>(sizeof(float))));
+    };
+    const int64_t max_rows = settings_.max_rows;
+    for (Buffer& each : buffers_) {
+        each.data = take_floats(max_rows * each.stride);
+        for (const ActForm form : {ActForm::Q8_32, ActForm::Q8_256}) {
+            if ((each.forms & form_bit(form)) == 0) continue;
+            const auto index = static_cast<size_t>(form);
+            each.quantized_stride[index] = round_up(act_row_bytes(form, each.width), kCacheLine);
+            each.quantized[index] = take(max_rows * each.quantized_stride[index]);
+        }
+    }
+    logits_stride_ = round_up(settings_.n_vocab, kCacheLine / static_cast<int64_t>(sizeof(float)));
+    logits_rows_ = std::clamp<int64_t>(kLogitsTileBytes / (logits_stride_ * static_cast<int64_t>(sizeof(float))), 4,
+                                       kMaxLogitsRows);
+    logits_rows_ = std::min(logits_rows_, max_rows);
+    logits_ = take_floats(logits_rows_ * logits_stride_);
+    cos_ = take_floats(max_rows * settings_.n_rot / 2);
+    sin_ = take_floats(max_rows * settings_.n_rot / 2);
+}
+
+void Program::allocate_scratch() {
+    const ArenaShape& shape = arena_->shape();
+    const auto floats = [](int64_t count) { return count * static_cast<int64_t>(sizeof(float)); };
+    int64_t widest = 1;
+    for (const Tensor& tensor : matrices_) widest = std::max(widest, tensor.n_in);
+    int64_t attention_floats = 1;
+    for (const Op& op : ops_) {
+        if (const auto* attention = std::get_if<AttentionOp>(&op)) {
+            attention_floats =
+                std::max(attention_floats, attention_scratch_floats(attention->n_heads / shape.n_kv_heads,
+                                                                    shape.head_dim, shape.page_tokens));
+        }
+    }
+    const int64_t gated_bytes = floats(settings_.max_rows * kGatedChunk);
+    const auto n_pages = static_cast<size_t>(shape.n_pages);
+    for (int i = 0; i < pool_->size(); ++i) {
+        threads_.push_back(ThreadScratch{allocate_aligned(floats(widest)), allocate_aligned(floats(attention_floats)),
+                                         allocate_aligned(gated_bytes), allocate_aligned(gated_bytes),
+                                         std::vector<const uint8_t*>(n_pages), std::vector<const uint8_t*>(n_pages),
+                                         SamplerScratch(settings_.n_vocab)});
+        scratch_bytes_ += floats(widest) + floats(attention_floats) + 2 * gated_bytes +
+                          2 * shape.n_pages * static_cast<int64_t>(sizeof(uint8_t*)) +
+                          SamplerScratch::bytes(settings_.n_vocab);
+    }
+    row_seq_.resize(static_cast<size_t>(settings_.max_rows));
+    sampler_order_.resize(static_cast<size_t>(settings_.max_rows));
+    page_writer_.resize(n_pages, -1);
+    scratch_bytes_ += settings_.max_rows * 12 + shape.n_pages * 4;
+}
+
+std::string Program::describe() const {
+    std::string text;
+    const auto name = [this](int index) { return buffers_[static_cast<size_t>(index)].name; };
+    const auto tensor = [this](int index) { return matrices_[static_cast<size_t>(index)].name; };
+    const auto vector_name = [this](int index) { return vectors_[static_cast<size_t>(index)].name; };
+    for (const Op& op : ops_) {
+        if (const auto* o = std::get_if<EmbedOp>(&op)) text += name(o->out) + " = embed " + tensor(o->table);
+        if (const auto* o = std::get_if<RmsNormOp>(&op)) {
+            text += name(o->out) + " = rms_norm " + name(o->in) + " " + vector_name(o->weight);
+        }
+        if (const auto* o = std::get_if<HeadNormOp>(&op)) {
+            text += name(o->buffer) + " = head_norm " + vector_name(o->weight);
+        }
+        if (const auto* o = std::get_if<LinearOp>(&op)) {
+            for (const LinearTarget& t : o->targets) {
+                text += name(t.out) + (o->accumulate ? " += " : " = ") + tensor(t.weight) + " " + name(o->in) + "; ";
+            }
+        }
+        if (const auto* o = std::get_if<GatedLinearOp>(&op)) {
+            text += name(o->out) + " = swiglu " + tensor(o->gate) + " " + tensor(o->up) + " " + name(o->in);
+        }
+        if (const auto* o = std::get_if<AttentionOp>(&op)) {
+            text += name(o->out) + " = attention layer " + str(o->layer);
+        }
+        if (const auto* o = std::get_if<SelectOp>(&op)) text += name(o->out) + " = select " + name(o->in);
+        if (const auto* o = std::get_if<HeadOp>(&op)) text += "scores = " + tensor(o->weight) + " " + name(o->in);
+        text += "\n";
+    }
+    return text;
+}
+
+}  // namespace quantd

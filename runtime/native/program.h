@@ -1,0 +1,268 @@
+// The compiled graph of one model: a flat list of fused operations over named float buffers, built once and run
+// for a ragged batch of rows in one call.  The only caller of Kernels.
+//
+// A row is one token position of one sequence.  All memory is taken in finish(); a step allocates nothing.
+// Results of a row do not depend on the other rows, on the thread count or on how a prompt was cut into steps.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "arena.h"
+#include "kernels.h"
+#include "sampler.h"
+#include "threads.h"
+
+namespace quantd {
+
+// A tensor that stays where it lies in the mapped file.
+struct Tensor {
+    std::shared_ptr<const void> owner;  // keeps the mapping alive
+    std::string name;
+    const uint8_t* data;
+    Type type;
+    int64_t n_out;      // rows; 1 for a vector
+    int64_t n_in;       // elements of a row
+    int64_t row_bytes;
+};
+
+// Memory that starts on a cache line, zeroed.
+struct AlignedFree {
+    void operator()(void* p) const;
+};
+template <typename T>
+using AlignedArray = std::unique_ptr<T[], AlignedFree>;
+AlignedArray<uint8_t> allocate_aligned(int64_t bytes);
+
+// Rows of gate and up computed together and multiplied while they are in cache.  A multiple of every vector
+// width, so that each element goes through the same instructions wherever the chunks lie.
+constexpr int64_t kGatedChunk = 64;
+
+constexpr int kNumActForms = 3;
+inline uint32_t form_bit(ActForm form) { return 1U << static_cast<uint32_t>(form); }
+
+// One activation buffer, and its quantized copies in the forms that some matmul reads.
+struct Buffer {
+    std::string name;
+    int64_t width;         // elements of a row
+    int64_t stride;        // floats from one row to the next: width rounded up to a cache line
+    uint32_t forms = 0;    // form_bit of every form that is read
+    float* data = nullptr;                                     // (max_rows, stride)
+    uint8_t* quantized[kNumActForms] = {};                     // (max_rows, quantized_stride) bytes
+    int64_t quantized_stride[kNumActForms] = {};
+    float* row(int64_t r) const { return data + r * stride; }
+};
+
+// ---- operations; int members are indices of buffers and tensors, -1 = none ------------------------------------
+
+// out[r] = table[token of row r]
+struct EmbedOp {
+    int table;  // (n_vocab, width)
+    int out;
+};
+
+// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
+struct RmsNormOp {
+    int in;
+    int weight;  // (width)
+    int out;
+    float eps;
+    bool outputs_only = false;  // set by add(): behind a SelectOp it runs over the output rows
+};
+
+// Each head of each row normalized on its own: x (n_rows, n_heads, head_dim), weight (head_dim)
+struct HeadNormOp {
+    int buffer;
+    int weight;
+    int64_t head_dim;
+    float eps;
+};
+
+// out_i[r] (+)= weight_i . in[r] (+ bias_i), all weights in one parallel region
+struct LinearTarget {
+    int weight;  // (width of out, width of in)
+    int bias;    // (width of out) or -1
+    int out;
+};
+struct LinearOp {
+    int in;
+    std::vector<LinearTarget> targets;
+    bool accumulate;
+};
+
+// out[r] = silu(gate . in[r]) * (up . in[r])
+struct GatedLinearOp {
+    int in;
+    int gate;  // (width of out, width of in)
+    int up;    // (width of out, width of in)
+    int out;
+};
+
+// Rotates q and k by their positions, appends k and v to the pages, attends over all positions up to each row's.
+struct AttentionOp {
+    int q;    // (n_rows, n_heads, head_dim)
+    int k;    // (n_rows, n_kv_heads, head_dim)
+    int v;    // (n_rows, n_kv_heads, head_dim)
+    int out;  // (n_rows, n_heads, head_dim)
+    int64_t layer;
+    int64_t n_heads;
+    bool interleaved;  // pairs (2i, 2i+1): GGUF arch llama; otherwise (i, i + n_rot/2)
+    float scale;
+};
+
+// out[i] = in[out_rows[i]]: from here on only the rows whose logits are wanted
+struct SelectOp {
+    int in;
+    int out;
+};
+
+// logits = weight . in[i] for each output row, scored and sampled tile by tile
+struct HeadOp {
+    int in;
+    int weight;  // (n_vocab, width of in)
+};
+
+using Op = std::variant<EmbedOp, RmsNormOp, HeadNormOp, LinearOp, GatedLinearOp, AttentionOp, SelectOp, HeadOp>;
+
+// ---- the step -------------------------------------------------------------------------------------------------
+
+// The batch; every index was checked by check_step.
+struct StepInput {
+    std::span<const int32_t> tokens;       // (n_rows)
+    std::span<const int32_t> positions;    // (n_rows), consecutive within a sequence
+    std::span<const int32_t> seq_starts;   // (n_seqs + 1): rows of sequence i are [seq_starts[i], seq_starts[i+1])
+    std::span<const int32_t> page_starts;  // (n_seqs + 1): pages of sequence i in order of position
+    std::span<const int32_t> pages;
+    std::span<const int32_t> out_rows;     // (n_out) rows whose logits are wanted
+    std::span<const int32_t> targets;      // (n_out) token whose log-probability is wanted, or -1
+    std::span<Sampler* const> samplers;    // (n_out) nullptr: do not sample
+};
+
+struct ProgramSettings {
+    int64_t n_vocab;
+    int64_t max_rows;      // rows of one step; also the most output rows
+    int64_t n_rot;         // rotated elements of a head; 0 = no rotation
+    std::vector<double> rope_frequencies;  // (n_rot / 2) radians per position
+};
+
+class Program {
+  public:
+    // Throws std::invalid_argument for bad settings.
+    Program(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, ProgramSettings settings,
+            const Kernels& kernels);
+
+    // Building: each call checks widths and types against what is there and throws std::invalid_argument.
+    int add_buffer(std::string name, int64_t width);
+    int add_matrix(Tensor tensor);  // a weight type that the kernels can multiply
+    int add_vector(Tensor tensor);  // F32, one row
+    void add(Op op);
+    void finish();  // takes all memory; after it only step() may be called
+
+    // Throws std::invalid_argument naming the first index of the plan that is out of its range.
+    void check_step(const StepInput& input);
+
+    // Runs all operations; scores (n_out).  The input must have passed check_step.
+    void step(const StepInput& input, std::span<RowScore> scores) noexcept;
+
+    const ProgramSettings& settings() const { return settings_; }
+    const Kernels& kernels() const { return kernels_; }
+    bool finished() const { return finished_; }
+    int64_t scratch_bytes() const { return scratch_bytes_; }  // buffers, logits and per-thread scratch
+    int64_t logits_rows() const { return logits_rows_; }      // output rows of one tile
+    std::string describe() const;                             // one line per operation
+
+  private:
+    // Scratch of one thread, all of it taken in finish().
+    struct ThreadScratch {
+        AlignedArray<uint8_t> row;        // (widest n_in) floats: MatmulArgs::scratch
+        AlignedArray<uint8_t> attention;  // attention_scratch_floats(...) floats
+        AlignedArray<uint8_t> gate;       // (max_rows, kGatedChunk) floats
+        AlignedArray<uint8_t> up;         // (max_rows, kGatedChunk) floats
+        std::vector<const uint8_t*> key_pages;    // (n_pages)
+        std::vector<const uint8_t*> value_pages;  // (n_pages)
+        SamplerScratch sampler;
+    };
+
+    // One weight of a region, its output and where its chunks begin.
+    struct Segment {
+        const Tensor* weight;
+        const float* bias;
+        float* out;
+        int64_t out_stride;
+        int64_t chunk_rows;
+        int64_t first_chunk;
+    };
+
+    void check_op(const EmbedOp& op);
+    void check_op(const RmsNormOp& op);
+    void check_op(const HeadNormOp& op);
+    void check_op(const LinearOp& op);
+    void check_op(const GatedLinearOp& op);
+    void check_op(const AttentionOp& op);
+    void check_op(const SelectOp& op);
+    void check_op(const HeadOp& op);
+    const Buffer& buffer(int index) const;
+    const Tensor& matrix(int index) const;
+    const Tensor& vector(int index, int64_t width) const;
+    void check_weight(int weight, int in, int64_t n_out);
+    void check_sequence(const StepInput& input, int64_t seq);
+    void check_pages(const StepInput& input);
+    void allocate_buffers();
+    void allocate_scratch();
+
+    void run(const EmbedOp& op) noexcept;
+    void run(const RmsNormOp& op) noexcept;
+    void run(const HeadNormOp& op) noexcept;
+    void run(const LinearOp& op) noexcept;
+    void run(const GatedLinearOp& op) noexcept;
+    void run(const AttentionOp& op) noexcept;
+    void run(const SelectOp& op) noexcept;
+    void run(const HeadOp& op) noexcept;
+    void prepare_rows() noexcept;
+    void rotate_and_append(const AttentionOp& op) noexcept;
+    void attend(const AttentionOp& op) noexcept;
+    void multiply(const Buffer& in, int64_t first_row, int64_t n_rows, std::span<Segment> segments,
+                  bool accumulate) noexcept;
+    void matmul(const Tensor& weight, const Buffer& in, int64_t first_row, int64_t n_rows, int64_t begin,
+                int64_t end, float* out, int64_t out_stride, const float* bias, bool accumulate,
+                int thread) noexcept;
+    void quantize_row(const Buffer& buffer, int64_t row) noexcept;
+    void quantize_rows(const Buffer& buffer, int64_t n_rows) noexcept;
+    template <typename RowBody>
+    void for_each_row(int64_t n_rows, int64_t elements_per_row, const RowBody& body) noexcept;
+
+    std::shared_ptr<ThreadPool> pool_;
+    std::shared_ptr<Arena> arena_;
+    ProgramSettings settings_;
+    const Kernels& kernels_;
+    std::vector<Buffer> buffers_;
+    std::vector<Tensor> matrices_;
+    std::vector<Tensor> vectors_;
+    std::vector<Op> ops_;
+    bool finished_ = false;
+    bool selected_ = false;  // a SelectOp was added
+    int64_t scratch_bytes_ = 0;
+    int64_t logits_rows_ = 0;
+    int64_t logits_stride_ = 0;
+
+    std::vector<AlignedArray<uint8_t>> storage_;  // behind Buffer::data, Buffer::quantized and the arrays below
+    float* logits_ = nullptr;                     // (logits_rows, logits_stride)
+    float* cos_ = nullptr;                        // (max_rows, n_rot / 2) angles of this step's rows
+    float* sin_ = nullptr;
+    std::vector<int32_t> row_seq_;                // (max_rows) sequence of each row
+    std::vector<int32_t> page_writer_;            // (n_pages) sequence that writes it in the checked step, or -1
+    std::vector<const Sampler*> sampler_order_;   // (max_rows) sorted samplers of the checked step
+    std::vector<Segment> segments_;               // room for the widest LinearOp
+    std::vector<ThreadScratch> threads_;          // (n_threads)
+
+    const StepInput* input_ = nullptr;  // of the step in flight
+    std::span<RowScore> scores_;
+    int64_t n_rows_ = 0;
+    int64_t n_out_ = 0;
+};
+
+}  // namespace quantd

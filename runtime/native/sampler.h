@@ -1,0 +1,83 @@
+// Choosing a token from one row of logits, and the log-probabilities that callers ask for.
+//
+// Order of the transforms, as llama.cpp's default chain: logit bias, penalties, top-k, top-p, min-p, temperature,
+// draw.  A draw depends on (seed, how many tokens this sampler has drawn) and the logits, on nothing else: the
+// same request gives the same text whatever else is in the batch.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace quantd {
+
+constexpr int32_t kMaxTopLogprobs = 20;
+constexpr int32_t kMaxRepeatLastN = 1 << 16;
+constexpr size_t kMaxLogitBiases = 1 << 16;
+
+struct SamplerSettings {
+    float temperature = 0.8F;        // 0: the best token, ties to the lowest id
+    int32_t top_k = 40;              // 0: off
+    float top_p = 0.95F;             // 1: off
+    float min_p = 0.05F;             // 0: off
+    float repeat_penalty = 1.0F;     // 1: off
+    int32_t repeat_last_n = 64;      // tokens that the penalties look back on, prompt included
+    float presence_penalty = 0.0F;
+    float frequency_penalty = 0.0F;
+    std::vector<std::pair<int32_t, float>> logit_bias;  // ids outside the vocabulary are ignored
+    uint64_t seed = 0;
+    int32_t top_logprobs = -1;       // -1: no log-probabilities at all; 0: of the drawn token; n: and of the n best
+};
+
+// Working memory of one thread, taken once.
+struct SamplerScratch {
+    explicit SamplerScratch(int64_t n_vocab);
+    static int64_t bytes(int64_t n_vocab);
+
+    std::vector<float> values;        // (n_vocab) logits after bias and penalties
+    std::vector<int32_t> candidates;  // (n_vocab) ids still in the race
+    std::vector<double> weights;      // (n_vocab) unnormalized probabilities of the candidates
+    std::vector<int32_t> counts;      // (n_vocab) how often a token occurs in the window; zero between calls
+};
+
+// What one row of logits gave.  Log-probabilities are those of the raw logits; NaN where nobody asked.
+struct RowScore {
+    int32_t token = -1;                      // drawn token, or -1
+    float logprob;                           // of the drawn token
+    float target_logprob;                    // of the wanted token
+    int32_t top_ids[kMaxTopLogprobs];        // best first, ties to the lowest id; -1 behind the wanted number
+    float top_logprobs[kMaxTopLogprobs];     // NaN behind the wanted number
+    bool finite = true;                      // false: a logit was NaN or infinite and nothing was drawn
+};
+
+class Sampler {
+  public:
+    // Throws std::invalid_argument naming the setting that is out of its range.
+    explicit Sampler(SamplerSettings settings);
+
+    // Feeds the window of the penalties: the prompt once, or tokens forced from outside.
+    void accept(int32_t token) noexcept;
+
+    // Draws the next token from logits (n_vocab), which must be finite, and accepts it.
+    int32_t sample(const float* logits, int64_t n_vocab, SamplerScratch& scratch) noexcept;
+
+    const SamplerSettings& settings() const { return settings_; }
+    uint64_t n_drawn() const { return n_drawn_; }
+
+  private:
+    bool changes_logits() const noexcept;
+    void apply_bias_and_penalties(float* values, int64_t n_vocab, int32_t* counts) const noexcept;
+    int32_t draw(const float* values, int64_t n_vocab, SamplerScratch& scratch) const noexcept;
+
+    SamplerSettings settings_;
+    std::vector<int32_t> window_;  // (repeat_last_n) ring of the last tokens
+    uint64_t n_accepted_ = 0;
+    uint64_t n_drawn_ = 0;
+};
+
+// Checks one row for non-finite values, takes the log-probabilities that were asked for and draws.
+// sampler may be nullptr (score only), target -1 (none wanted).
+RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32_t target,
+                   SamplerScratch& scratch) noexcept;
+
+}  // namespace quantd

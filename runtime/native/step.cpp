@@ -1,0 +1,427 @@
+// Running a program: the check of a plan, and one function for each operation.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "program.h"
+
+namespace quantd {
+namespace {
+
+// Below this many multiply-adds a region costs more to share than to compute.
+constexpr int64_t kSerialMultiplies = 1 << 16;
+// Weights of one chunk when few rows are multiplied: large enough to stream, small enough to balance.
+constexpr int64_t kChunkWeightBytes = 32 << 10;
+// Weight rows of one chunk are a multiple of this; kernels may work on groups of weight rows.
+constexpr int64_t kChunkRowMultiple = 16;
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kManyRowsChunk = 64;
+// Elements that elementwise work hands out at once.
+constexpr int64_t kChunkElements = 8 << 10;
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument("bad step plan: " + message); }
+
+std::string str(int64_t value) { return std::to_string(value); }
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t chunk_rows(const Tensor& weight, int64_t n_rows, int n_threads) {
+    const int64_t wanted = n_rows > kFewRows ? kManyRowsChunk : kChunkWeightBytes / weight.row_bytes;
+    const int64_t balanced = weight.n_out / (4 * n_threads);
+    return std::max(kChunkRowMultiple, round_up(std::min(wanted, balanced), kChunkRowMultiple));
+}
+
+void check_starts(const char* name, std::span<const int32_t> starts, int64_t end) {
+    if (starts.front() != 0 || starts.back() != end) {
+        refuse(std::string(name) + " must run from 0 to " + str(end));
+    }
+    for (size_t i = 1; i < starts.size(); ++i) {
+        if (starts[i] <= starts[i - 1]) refuse(std::string(name) + " must increase, at index " + str(int64_t(i)));
+    }
+}
+
+}  // namespace
+
+// ---- the check ------------------------------------------------------------------------------------------------
+
+void Program::check_sequence(const StepInput& input, int64_t seq) {
+    const auto at = static_cast<size_t>(seq);
+    const int32_t begin = input.seq_starts[at];
+    const int32_t end = input.seq_starts[at + 1];
+    const int64_t n_pages = input.page_starts[at + 1] - input.page_starts[at];
+    if (n_pages > arena_->shape().n_pages) refuse("sequence " + str(seq) + " has more pages than the arena");
+    const int32_t first = input.positions[static_cast<size_t>(begin)];
+    const int64_t last = int64_t{first} + (end - begin) - 1;
+    if (first < 0 || last >= n_pages * arena_->shape().page_tokens) {
+        refuse("positions " + str(first) + " to " + str(last) + " of sequence " + str(seq) + " do not fit its " +
+               str(n_pages) + " pages");
+    }
+    for (int32_t row = begin; row < end; ++row) {
+        if (input.positions[static_cast<size_t>(row)] != first + (row - begin)) {
+            refuse("positions of sequence " + str(seq) + " are not consecutive at row " + str(row));
+        }
+    }
+}
+
+// A page that is written in this step belongs to one sequence alone: no other may read or write it.
+void Program::check_pages(const StepInput& input) {
+    const ArenaShape& shape = arena_->shape();
+    for (const int32_t page : input.pages) {
+        if (page < 0 || page >= shape.n_pages) refuse("page " + str(page) + " is not in the arena");
+    }
+    std::fill(page_writer_.begin(), page_writer_.end(), -1);
+    const auto n_seqs = static_cast<int32_t>(input.seq_starts.size()) - 1;
+    for (int32_t seq = 0; seq < n_seqs; ++seq) {
+        const auto at = static_cast<size_t>(seq);
+        const int64_t first = input.positions[static_cast<size_t>(input.seq_starts[at])];
+        const int64_t last = first + (input.seq_starts[at + 1] - input.seq_starts[at]) - 1;
+        for (int64_t i = first / shape.page_tokens; i <= last / shape.page_tokens; ++i) {
+            const int32_t page = input.pages[static_cast<size_t>(input.page_starts[at] + i)];
+            int32_t& writer = page_writer_[static_cast<size_t>(page)];
+            if (writer != -1) refuse("page " + str(page) + " is written twice");
+            writer = seq;
+        }
+    }
+    for (int32_t seq = 0; seq < n_seqs; ++seq) {
+        const auto at = static_cast<size_t>(seq);
+        for (int32_t i = input.page_starts[at]; i < input.page_starts[at + 1]; ++i) {
+            const int32_t page = input.pages[static_cast<size_t>(i)];
+            const int32_t writer = page_writer_[static_cast<size_t>(page)];
+            if (writer != -1 && writer != seq) {
+                refuse("page " + str(page) + " is written by sequence " + str(writer) + " and read by " + str(seq));
+            }
+        }
+    }
+}
+
+void Program::check_step(const StepInput& input) {
+    if (!finished_) refuse("the program is not finished");
+    const auto n_rows = static_cast<int64_t>(input.tokens.size());
+    const auto n_out = static_cast<int64_t>(input.out_rows.size());
+    if (n_rows < 1 || n_rows > settings_.max_rows) {
+        refuse(str(n_rows) + " rows, a step takes 1 to " + str(settings_.max_rows));
+    }
+    if (input.positions.size() != input.tokens.size()) refuse("positions and tokens differ in length");
+    if (input.seq_starts.size() < 2 || input.page_starts.size() != input.seq_starts.size()) {
+        refuse("seq_starts and page_starts must hold one entry more than there are sequences");
+    }
+    if (n_out > settings_.max_rows) refuse(str(n_out) + " output rows, a step takes " + str(settings_.max_rows));
+    if (input.targets.size() != input.out_rows.size() || input.samplers.size() != input.out_rows.size()) {
+        refuse("out_rows, samplers and targets differ in length");
+    }
+    check_starts("seq_starts", input.seq_starts, n_rows);
+    check_starts("page_starts", input.page_starts, static_cast<int64_t>(input.pages.size()));
+    const auto n_seqs = static_cast<int64_t>(input.seq_starts.size()) - 1;
+    for (int64_t seq = 0; seq < n_seqs; ++seq) check_sequence(input, seq);
+    check_pages(input);
+    for (const int32_t token : input.tokens) {
+        if (token < 0 || token >= settings_.n_vocab) refuse("token " + str(token) + " is not in the vocabulary");
+    }
+    for (const int32_t row : input.out_rows) {
+        if (row < 0 || row >= n_rows) refuse("output row " + str(row) + " is not a row of the step");
+    }
+    for (const int32_t target : input.targets) {
+        if (target < -1 || target >= settings_.n_vocab) refuse("target " + str(target) + " is not in the vocabulary");
+    }
+    auto* order_end = std::copy(input.samplers.begin(), input.samplers.end(), sampler_order_.data());
+    std::sort(sampler_order_.data(), order_end);
+    for (const Sampler** it = sampler_order_.data(); it + 1 < order_end; ++it) {
+        if (it[0] != nullptr && it[0] == it[1]) refuse("one sampler draws for two rows");
+    }
+}
+
+// ---- the step -------------------------------------------------------------------------------------------------
+
+void Program::step(const StepInput& input, std::span<RowScore> scores) noexcept {
+    input_ = &input;
+    scores_ = scores;
+    n_rows_ = static_cast<int64_t>(input.tokens.size());
+    n_out_ = static_cast<int64_t>(input.out_rows.size());
+    prepare_rows();
+    for (const Op& op : ops_) {
+        std::visit([this](const auto& each) { run(each); }, op);
+    }
+    input_ = nullptr;
+}
+
+// Calls body(thread, row) for rows [0, n_rows), shared out when there is enough to do.
+template <typename RowBody>
+void Program::for_each_row(int64_t n_rows, int64_t elements_per_row, const RowBody& body) noexcept {
+    const int64_t rows = std::max<int64_t>(1, kChunkElements / elements_per_row);
+    const int64_t chunk = n_rows * elements_per_row < 2 * kChunkElements ? n_rows : rows;
+    pool_->parallel_for(n_rows, chunk, [&](int thread, int64_t begin, int64_t end) noexcept {
+        for (int64_t row = begin; row < end; ++row) body(thread, row);
+    });
+}
+
+// Which sequence each row belongs to, and the angles of its position, once for all layers.
+void Program::prepare_rows() noexcept {
+    const auto n_seqs = static_cast<int32_t>(input_->seq_starts.size()) - 1;
+    for (int32_t seq = 0; seq < n_seqs; ++seq) {
+        const auto at = static_cast<size_t>(seq);
+        std::fill(row_seq_.begin() + input_->seq_starts[at], row_seq_.begin() + input_->seq_starts[at + 1], seq);
+    }
+    const int64_t n_pairs = settings_.n_rot / 2;
+    if (n_pairs == 0) return;
+    // An angle costs some twenty times as much as a plain element.
+    for_each_row(n_rows_, 20 * n_pairs, [&](int, int64_t row) {
+        const double position = input_->positions[static_cast<size_t>(row)];
+        for (int64_t i = 0; i < n_pairs; ++i) {
+            const double angle = position * settings_.rope_frequencies[static_cast<size_t>(i)];
+            cos_[row * n_pairs + i] = static_cast<float>(std::cos(angle));
+            sin_[row * n_pairs + i] = static_cast<float>(std::sin(angle));
+        }
+    });
+}
+
+// The forms in which matmuls read this row, made once by whoever wrote it.
+void Program::quantize_row(const Buffer& each, int64_t row) noexcept {
+    constexpr auto small = static_cast<size_t>(ActForm::Q8_32);
+    constexpr auto large = static_cast<size_t>(ActForm::Q8_256);
+    if (each.quantized[small] != nullptr) {
+        uint8_t* out = each.quantized[small] + row * each.quantized_stride[small];
+        kernels_.quantize_q8_32(each.row(row), reinterpret_cast<BlockQ8_32*>(out), each.width);
+    }
+    if (each.quantized[large] != nullptr) {
+        uint8_t* out = each.quantized[large] + row * each.quantized_stride[large];
+        kernels_.quantize_q8_256(each.row(row), reinterpret_cast<BlockQ8_256*>(out), each.width);
+    }
+}
+
+void Program::quantize_rows(const Buffer& each, int64_t n_rows) noexcept {
+    if ((each.forms & ~form_bit(ActForm::F32)) == 0) return;
+    for_each_row(n_rows, each.width, [&](int, int64_t row) { quantize_row(each, row); });
+}
+
+void Program::run(const EmbedOp& op) noexcept {
+    const Tensor& table = matrices_[static_cast<size_t>(op.table)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    const auto dequantize = kernels_.dequantize_row[static_cast<uint32_t>(table.type)];
+    for_each_row(n_rows_, out.width, [&](int, int64_t row) {
+        const int64_t token = input_->tokens[static_cast<size_t>(row)];
+        dequantize(table.data + token * table.row_bytes, out.row(row), out.width);
+        quantize_row(out, row);
+    });
+}
+
+void Program::run(const RmsNormOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    const auto* weight = reinterpret_cast<const float*>(vectors_[static_cast<size_t>(op.weight)].data);
+    for_each_row(op.outputs_only ? n_out_ : n_rows_, in.width, [&](int, int64_t row) {
+        kernels_.rms_norm(in.row(row), weight, out.row(row), in.width, op.eps);
+        quantize_row(out, row);
+    });
+}
+
+void Program::run(const HeadNormOp& op) noexcept {
+    const Buffer& each = buffers_[static_cast<size_t>(op.buffer)];
+    const auto* weight = reinterpret_cast<const float*>(vectors_[static_cast<size_t>(op.weight)].data);
+    for_each_row(n_rows_, each.width, [&](int, int64_t row) {
+        for (int64_t at = 0; at < each.width; at += op.head_dim) {
+            float* head = each.row(row) + at;
+            kernels_.rms_norm(head, weight, head, op.head_dim, op.eps);
+        }
+        quantize_row(each, row);
+    });
+}
+
+void Program::matmul(const Tensor& weight, const Buffer& in, int64_t first_row, int64_t n_rows, int64_t begin,
+                     int64_t end, float* out, int64_t out_stride, const float* bias, bool accumulate,
+                     int thread) noexcept {
+    const auto type = static_cast<uint32_t>(weight.type);
+    const ActForm form = kernels_.act_form[type];
+    const auto index = static_cast<size_t>(form);
+    MatmulArgs args{};
+    args.weight = weight.data;
+    args.row_bytes = weight.row_bytes;
+    args.n_in = weight.n_in;
+    args.out_begin = begin;
+    args.out_end = end;
+    if (form == ActForm::F32) {
+        args.act_stride = in.stride * static_cast<int64_t>(sizeof(float));
+        args.act = reinterpret_cast<const uint8_t*>(in.row(first_row));
+    } else {
+        args.act_stride = in.quantized_stride[index];
+        args.act = in.quantized[index] + first_row * args.act_stride;
+    }
+    args.n_rows = n_rows;
+    args.out = out;
+    args.out_stride = out_stride;
+    args.bias = bias;
+    args.accumulate = accumulate;
+    args.scratch = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].row.get());
+    kernels_.matmul[type](args);
+}
+
+// All weights of the segments against rows [first_row, first_row + n_rows) of `in`, in one region.
+void Program::multiply(const Buffer& in, int64_t first_row, int64_t n_rows, std::span<Segment> segments,
+                       bool accumulate) noexcept {
+    int64_t n_chunks = 0;
+    int64_t multiplies = 0;
+    for (Segment& segment : segments) {
+        segment.chunk_rows = chunk_rows(*segment.weight, n_rows, pool_->size());
+        segment.first_chunk = n_chunks;
+        n_chunks += (segment.weight->n_out + segment.chunk_rows - 1) / segment.chunk_rows;
+        multiplies += segment.weight->n_out * segment.weight->n_in * n_rows;
+    }
+    const int64_t chunks_at_once = multiplies < kSerialMultiplies ? n_chunks : 1;
+    pool_->parallel_for(n_chunks, chunks_at_once, [&](int thread, int64_t first, int64_t last) noexcept {
+        size_t at = 0;
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+            while (at + 1 < segments.size() && chunk >= segments[at + 1].first_chunk) ++at;
+            const Segment& s = segments[at];
+            const int64_t begin = (chunk - s.first_chunk) * s.chunk_rows;
+            const int64_t end = std::min(begin + s.chunk_rows, s.weight->n_out);
+            matmul(*s.weight, in, first_row, n_rows, begin, end, s.out, s.out_stride, s.bias, accumulate, thread);
+        }
+    });
+}
+
+void Program::run(const LinearOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    for (size_t i = 0; i < op.targets.size(); ++i) {
+        const LinearTarget& target = op.targets[i];
+        const Buffer& out = buffers_[static_cast<size_t>(target.out)];
+        const float* bias = target.bias == -1
+                                ? nullptr
+                                : reinterpret_cast<const float*>(vectors_[static_cast<size_t>(target.bias)].data);
+        segments_[i] = Segment{&matrices_[static_cast<size_t>(target.weight)], bias, out.data, out.stride, 0, 0};
+    }
+    multiply(in, 0, n_rows_, std::span(segments_).first(op.targets.size()), op.accumulate);
+    for (const LinearTarget& target : op.targets) quantize_rows(buffers_[static_cast<size_t>(target.out)], n_rows_);
+}
+
+void Program::run(const GatedLinearOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    const Tensor& gate = matrices_[static_cast<size_t>(op.gate)];
+    const Tensor& up = matrices_[static_cast<size_t>(op.up)];
+    const int64_t n_chunks = (out.width + kGatedChunk - 1) / kGatedChunk;
+    const int64_t chunks_at_once = 2 * out.width * in.width * n_rows_ < kSerialMultiplies ? n_chunks : 1;
+    // Rows [begin, begin + n) of a weight, as a weight of its own, so that its results start at column 0.
+    const auto rows_of = [](const Tensor& weight, int64_t begin) {
+        return Tensor{nullptr, {}, weight.data + begin * weight.row_bytes, weight.type, kGatedChunk, weight.n_in,
+                      weight.row_bytes};
+    };
+    pool_->parallel_for(n_chunks, chunks_at_once, [&](int thread, int64_t first, int64_t last) noexcept {
+        auto* gates = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].gate.get());
+        auto* ups = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].up.get());
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+            const int64_t begin = chunk * kGatedChunk;
+            const int64_t n = std::min(kGatedChunk, out.width - begin);
+            matmul(rows_of(gate, begin), in, 0, n_rows_, 0, n, gates, kGatedChunk, nullptr, false, thread);
+            matmul(rows_of(up, begin), in, 0, n_rows_, 0, n, ups, kGatedChunk, nullptr, false, thread);
+            for (int64_t row = 0; row < n_rows_; ++row) {
+                kernels_.swiglu(gates + row * kGatedChunk, ups + row * kGatedChunk, out.row(row) + begin, n);
+            }
+        }
+    });
+    quantize_rows(out, n_rows_);
+}
+
+void Program::run(const AttentionOp& op) noexcept {
+    rotate_and_append(op);
+    attend(op);
+    quantize_rows(buffers_[static_cast<size_t>(op.out)], n_rows_);
+}
+
+void Program::rotate_and_append(const AttentionOp& op) noexcept {
+    const ArenaShape& shape = arena_->shape();
+    const Buffer& q = buffers_[static_cast<size_t>(op.q)];
+    const Buffer& k = buffers_[static_cast<size_t>(op.k)];
+    const Buffer& v = buffers_[static_cast<size_t>(op.v)];
+    const int64_t n_pairs = settings_.n_rot / 2;
+    for_each_row(n_rows_, q.width + 2 * k.width, [&](int, int64_t row) {
+        const auto rotate = [&](float* head) {
+            if (n_pairs == 0) return;
+            kernels_.rope(head, cos_ + row * n_pairs, sin_ + row * n_pairs, settings_.n_rot, op.interleaved);
+        };
+        for (int64_t head = 0; head < op.n_heads; ++head) rotate(q.row(row) + head * shape.head_dim);
+        const int64_t position = input_->positions[static_cast<size_t>(row)];
+        const int32_t first_page = input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
+        const int64_t page = input_->pages[static_cast<size_t>(first_page + position / shape.page_tokens)];
+        const int64_t offset_bytes = position % shape.page_tokens * arena_->row_bytes();
+        for (int64_t head = 0; head < shape.n_kv_heads; ++head) {
+            float* key = k.row(row) + head * shape.head_dim;
+            const float* value = v.row(row) + head * shape.head_dim;
+            rotate(key);
+            kernels_.store_kv(key, arena_->keys(page, op.layer, head) + offset_bytes, shape.head_dim, shape.kv_type);
+            kernels_.store_kv(value, arena_->values(page, op.layer, head) + offset_bytes, shape.head_dim,
+                              shape.kv_type);
+        }
+    });
+}
+
+void Program::attend(const AttentionOp& op) noexcept {
+    const ArenaShape& shape = arena_->shape();
+    const Buffer& q = buffers_[static_cast<size_t>(op.q)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    const int64_t group = op.n_heads / shape.n_kv_heads;
+    int64_t n_positions = 0;
+    for (const int32_t position : input_->positions) n_positions += position + 1;
+    const int64_t mean_multiplies = 2 * group * shape.head_dim * n_positions / n_rows_;
+    const int64_t n_items = n_rows_ * shape.n_kv_heads;
+    const int64_t chunk = n_items * mean_multiplies < kSerialMultiplies
+                              ? n_items
+                              : std::max<int64_t>(1, kSerialMultiplies / 4 / mean_multiplies);
+    // Rows of one KV head follow each other: its keys and values stay in the cache.
+    pool_->parallel_for(n_items, chunk, [&](int thread, int64_t begin, int64_t end) noexcept {
+        ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
+        for (int64_t item = begin; item < end; ++item) {
+            const int64_t head = item / n_rows_;
+            const int64_t row = item % n_rows_;
+            const int64_t positions = input_->positions[static_cast<size_t>(row)] + int64_t{1};
+            const int64_t n_pages = (positions + shape.page_tokens - 1) / shape.page_tokens;
+            const int32_t first_page = input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
+            for (int64_t i = 0; i < n_pages; ++i) {
+                const int64_t page = input_->pages[static_cast<size_t>(first_page + i)];
+                scratch.key_pages[static_cast<size_t>(i)] = arena_->keys(page, op.layer, head);
+                scratch.value_pages[static_cast<size_t>(i)] = arena_->values(page, op.layer, head);
+            }
+            AttentionArgs args{};
+            args.q = q.row(row) + head * group * shape.head_dim;
+            args.group = group;
+            args.head_dim = shape.head_dim;
+            args.k_pages = scratch.key_pages.data();
+            args.v_pages = scratch.value_pages.data();
+            args.page_tokens = shape.page_tokens;
+            args.n_positions = positions;
+            args.kv_type = shape.kv_type;
+            args.scale = op.scale;
+            args.scratch = reinterpret_cast<float*>(scratch.attention.get());
+            args.out = out.row(row) + head * group * shape.head_dim;
+            kernels_.attention(args);
+        }
+    });
+}
+
+void Program::run(const SelectOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    for_each_row(n_out_, in.width, [&](int, int64_t row) {
+        const float* from = in.row(input_->out_rows[static_cast<size_t>(row)]);
+        std::memcpy(out.row(row), from, static_cast<size_t>(in.width) * sizeof(float));
+        quantize_row(out, row);
+    });
+}
+
+void Program::run(const HeadOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Tensor& weight = matrices_[static_cast<size_t>(op.weight)];
+    for (int64_t first = 0; first < n_out_; first += logits_rows_) {
+        const int64_t rows = std::min(logits_rows_, n_out_ - first);
+        Segment segment{&weight, nullptr, logits_, logits_stride_, 0, 0};
+        multiply(in, first, rows, std::span(&segment, 1), false);
+        pool_->parallel_for(rows, 1, [&](int thread, int64_t begin, int64_t end) noexcept {
+            for (int64_t i = begin; i < end; ++i) {
+                const auto at = static_cast<size_t>(first + i);
+                scores_[at] = score_row(logits_ + i * logits_stride_, settings_.n_vocab, input_->samplers[at],
+                                        input_->targets[at], threads_[static_cast<size_t>(thread)].sampler);
+            }
+        });
+    }
+}
+
+}  // namespace quantd

@@ -1,0 +1,134 @@
+#include "threads.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace quantd {
+namespace {
+
+inline void cpu_relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Long enough to bridge the serial work between two regions of a step, short enough to cost nothing when idle.
+constexpr std::chrono::microseconds kSpin{40};
+constexpr int kPausesPerClockRead = 32;
+
+// Spins until ready() or until kSpin has passed; tells whether it became ready.
+template <typename Ready>
+bool spin_until(const Ready& ready) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < kPausesPerClockRead; ++i) {
+            if (ready()) return true;
+            cpu_relax();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) {
+    if (n_threads < 1 || n_threads > kMaxThreads) {
+        throw std::invalid_argument("n_threads must lie between 1 and " + std::to_string(kMaxThreads) + ", got " +
+                                    std::to_string(n_threads));
+    }
+    workers_.reserve(static_cast<size_t>(n_threads - 1));
+    try {
+        for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (...) {
+        stop_workers();
+        throw;
+    }
+}
+
+ThreadPool::~ThreadPool() { stop_workers(); }
+
+void ThreadPool::stop_workers() noexcept {
+    stop_.store(true, std::memory_order_seq_cst);
+    wake_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(int64_t n, int64_t chunk, Call call, const void* body) {
+    n_ = n;
+    chunk_ = std::max<int64_t>(1, chunk);
+    call_ = call;
+    body_ = body;
+    next_.store(0, std::memory_order_relaxed);
+    const uint64_t region = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+    state_.store((region << 32) | kOpen, std::memory_order_seq_cst);
+    wake_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.notify_all();  // no system call when nobody sleeps
+
+    take_chunks(0);
+    wait_for_workers();
+}
+
+void ThreadPool::take_chunks(int thread) noexcept {
+    for (;;) {
+        const int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
+        if (begin >= n_) return;
+        call_(body_, thread, begin, std::min(n_, begin + chunk_));
+    }
+}
+
+void ThreadPool::wait_for_workers() noexcept {
+    state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    const auto all_left = [this] { return (state_.load(std::memory_order_acquire) & kActiveMask) == 0; };
+    if (all_left() || spin_until(all_left)) return;
+    for (;;) {
+        const uint32_t before = done_.load(std::memory_order_seq_cst);
+        if (all_left()) return;
+        done_.wait(before, std::memory_order_seq_cst);
+    }
+}
+
+bool ThreadPool::enter_region(uint32_t& seen) noexcept {
+    uint64_t state = state_.load(std::memory_order_acquire);
+    while ((state & kOpen) != 0 && static_cast<uint32_t>(state >> 32) != seen) {
+        if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+            seen = static_cast<uint32_t>(state >> 32);
+            return true;
+        }
+    }
+    return false;
+}
+
+void ThreadPool::leave_region() noexcept {
+    const uint64_t before = state_.fetch_sub(1, std::memory_order_acq_rel);
+    if ((before & kActiveMask) == 1 && (before & kOpen) == 0) {
+        done_.fetch_add(1, std::memory_order_seq_cst);
+        done_.notify_one();
+    }
+}
+
+void ThreadPool::work(int thread) noexcept {
+    uint32_t seen = 0;  // the last region this worker took part in; regions count from 1
+    for (;;) {
+        const uint32_t before = wake_.load(std::memory_order_seq_cst);
+        const bool entered = enter_region(seen) || spin_until([&] {
+                                 return stop_.load(std::memory_order_relaxed) || enter_region(seen);
+                             });
+        if (stop_.load(std::memory_order_seq_cst)) return;  // the pool ends only between regions
+        if (!entered) {
+            wake_.wait(before, std::memory_order_seq_cst);
+            continue;
+        }
+        take_chunks(thread);
+        leave_region();
+    }
+}
+
+}  // namespace quantd
