@@ -1,7 +1,267 @@
+// ThreadPool, Arena, Sampler and Program for Python.  Every index that Python hands over is checked here or in
+// Program's own checks before the step starts: a bad plan raises ValueError and touches nothing.
 #include "bindings.h"
 
-namespace quantd {
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
 
-void init_program(nanobind::module_&) {}
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "gguf.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace quantd {
+namespace {
+
+using Int32Array = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// A new NumPy array that owns its memory, filled by fill(T*).
+template <typename T, typename Fill>
+nb::object new_array(std::initializer_list<size_t> shape, const Fill& fill) {
+    size_t size = 1;
+    for (const size_t n : shape) size *= n;
+    auto memory = std::make_unique<T[]>(std::max<size_t>(size, 1));
+    fill(memory.get());
+    nb::capsule owner(memory.get(), [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    T* data = memory.release();
+    return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
+}
+
+KvType kv_type_of(const std::string& name) {
+    if (name == "f16") return KvType::F16;
+    if (name == "q8_0") return KvType::Q8_0;
+    throw std::invalid_argument("kv_type must be \"f16\" or \"q8_0\", got \"" + name + "\"");
+}
+
+// A program with what Python's side of it needs: the files whose mappings it reads, and room for results.
+class BoundProgram {
+  public:
+    BoundProgram(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, int64_t n_vocab, int64_t max_rows,
+                 std::vector<double> rope_frequencies, const std::optional<std::string>& level)
+        : pool_(pool),
+          program_(std::move(pool), std::move(arena),
+                   ProgramSettings{n_vocab, max_rows, 2 * static_cast<int64_t>(rope_frequencies.size()),
+                                   rope_frequencies},
+                   kernels_for(level ? level->c_str() : nullptr)) {}
+
+    Program& program() { return program_; }
+    const Program& program() const { return program_; }
+
+    int matrix(const std::shared_ptr<GgufFile>& file, const std::string& name) {
+        return program_.add_matrix(tensor_of(file, name));
+    }
+    int vector(const std::shared_ptr<GgufFile>& file, const std::string& name) {
+        return program_.add_vector(tensor_of(file, name));
+    }
+
+    nb::tuple step(const Int32Array& tokens, const Int32Array& positions, const Int32Array& seq_starts,
+                   const Int32Array& page_starts, const Int32Array& pages, const Int32Array& out_rows,
+                   const std::vector<nb::object>& samplers, const Int32Array& targets);
+
+  private:
+    Tensor tensor_of(const std::shared_ptr<GgufFile>& file, const std::string& name) const;
+    nb::tuple results(std::span<const RowScore> scores) const;
+
+    std::shared_ptr<ThreadPool> pool_;
+    Program program_;
+    std::mutex in_step_;
+    // The plan's arrays, copied before the check: another Python thread may write to the originals meanwhile.
+    std::array<std::vector<int32_t>, 7> plan_;
+};
+
+Tensor BoundProgram::tensor_of(const std::shared_ptr<GgufFile>& file, const std::string& name) const {
+    const TensorInfo* info = file->find(name);
+    if (info == nullptr) throw std::invalid_argument("the file has no tensor " + name);
+    if (info->n_dims > 2) throw std::invalid_argument("tensor " + name + ": has more than two dimensions");
+    const TypeTraits& traits = type_traits(info->type);
+    if (traits.block_elements == 0 || info->ne[0] % traits.block_elements != 0) {
+        throw std::invalid_argument("tensor " + name + ": rows are not whole blocks");
+    }
+    const int64_t row_bytes = info->ne[0] / traits.block_elements * traits.block_bytes;
+    if (static_cast<uint64_t>(row_bytes) * static_cast<uint64_t>(info->ne[1]) > info->n_bytes) {
+        throw std::invalid_argument("tensor " + name + ": is shorter than its shape");
+    }
+    return Tensor{file, name, file->data(*info), static_cast<Type>(info->type), info->ne[1], info->ne[0], row_bytes};
+}
+
+nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positions, const Int32Array& seq_starts,
+                             const Int32Array& page_starts, const Int32Array& pages, const Int32Array& out_rows,
+                             const std::vector<nb::object>& samplers, const Int32Array& targets) {
+    std::vector<Sampler*> raw_samplers;
+    raw_samplers.reserve(samplers.size());
+    for (const nb::object& sampler : samplers) {
+        raw_samplers.push_back(sampler.is_none() ? nullptr : nb::cast<Sampler*>(sampler));
+    }
+    const std::unique_lock lock(in_step_, std::try_to_lock);
+    if (!lock.owns_lock()) throw std::runtime_error("a step of this program is running in another thread");
+    const std::array arrays{&tokens, &positions, &seq_starts, &page_starts, &pages, &out_rows, &targets};
+    for (size_t i = 0; i < arrays.size(); ++i) {
+        plan_[i].assign(arrays[i]->data(), arrays[i]->data() + arrays[i]->shape(0));
+    }
+    const StepInput input{plan_[0], plan_[1], plan_[2], plan_[3], plan_[4], plan_[5], plan_[6], raw_samplers};
+    program_.check_step(input);
+    std::vector<RowScore> scores(input.out_rows.size());
+    {
+        nb::gil_scoped_release without_gil;
+        const std::lock_guard pool_lock(pool_->in_use());
+        program_.step(input, scores);
+    }
+    return results(scores);
+}
+
+nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
+    const size_t n = scores.size();
+    constexpr size_t width = kMaxTopLogprobs;
+    const auto column = [&]<typename T>(T*, auto member) {
+        return new_array<T>({n}, [&](T* out) {
+            for (size_t i = 0; i < n; ++i) out[i] = static_cast<T>(scores[i].*member);
+        });
+    };
+    const auto table = [&]<typename T>(T*, auto member) {
+        return new_array<T>({n, width}, [&](T* out) {
+            for (size_t i = 0; i < n; ++i) std::copy_n(scores[i].*member, width, out + i * width);
+        });
+    };
+    int32_t* ints = nullptr;  // only carry the element type
+    float* floats = nullptr;
+    uint8_t* flags = nullptr;
+    return nb::make_tuple(column(ints, &RowScore::token), column(floats, &RowScore::logprob),
+                          column(floats, &RowScore::target_logprob), table(ints, &RowScore::top_ids),
+                          table(floats, &RowScore::top_logprobs), column(flags, &RowScore::finite));
+}
+
+void bind_parts(nb::module_& m) {
+    nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("size", &ThreadPool::size);
+
+    nb::class_<Arena>(m, "Arena")
+        .def(
+            "__init__",
+            [](Arena* self, int64_t n_layers, int64_t n_kv_heads, int64_t head_dim, int64_t page_tokens,
+               int64_t n_pages, const std::string& kv_type) {
+                const ArenaShape shape{n_layers, n_kv_heads, head_dim, page_tokens, n_pages, kv_type_of(kv_type)};
+                nb::gil_scoped_release without_gil;  // touching gigabytes takes a while
+                new (self) Arena(shape);
+            },
+            nb::kw_only(), "n_layers"_a, "n_kv_heads"_a, "head_dim"_a, "page_tokens"_a, "n_pages"_a, "kv_type"_a)
+        .def_prop_ro("page_bytes", &Arena::page_bytes)
+        .def_prop_ro("size_bytes", &Arena::size_bytes);
+
+    nb::class_<Sampler>(m, "Sampler")
+        .def(
+            "__init__",
+            [](Sampler* self, float temperature, int32_t top_k, float top_p, float min_p, float repeat_penalty,
+               int32_t repeat_last_n, float presence_penalty, float frequency_penalty,
+               std::vector<std::pair<int32_t, float>> logit_bias, uint64_t seed, int32_t top_logprobs) {
+                new (self) Sampler(SamplerSettings{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n,
+                                                   presence_penalty, frequency_penalty, std::move(logit_bias), seed,
+                                                   top_logprobs});
+            },
+            nb::kw_only(), "temperature"_a = 0.8F, "top_k"_a = 40, "top_p"_a = 0.95F, "min_p"_a = 0.05F,
+            "repeat_penalty"_a = 1.0F, "repeat_last_n"_a = 64, "presence_penalty"_a = 0.0F,
+            "frequency_penalty"_a = 0.0F, "logit_bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0,
+            "top_logprobs"_a = -1)
+        .def(
+            "accept",
+            [](Sampler& self, const std::vector<int32_t>& token_ids) {
+                for (const int32_t token : token_ids) self.accept(token);
+            },
+            "token_ids"_a)
+        .def(
+            "sample",
+            [](Sampler& self, const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
+                const auto n_vocab = static_cast<int64_t>(logits.shape(0));
+                if (n_vocab < 1) throw std::invalid_argument("logits are empty");
+                SamplerScratch scratch(n_vocab);
+                return score_row(logits.data(), n_vocab, &self, -1, scratch).token;
+            },
+            "logits"_a)
+        .def_prop_ro("n_drawn", &Sampler::n_drawn);
+}
+
+// Forwards to a method of Program that builds: `add(Op{...})` from keyword arguments.
+void bind_operations(nb::class_<BoundProgram>& c) {
+    c.def(
+         "embed", [](BoundProgram& self, int table, int out) { self.program().add(EmbedOp{table, out}); },
+         nb::kw_only(), "table"_a, "out"_a)
+        .def(
+            "rms_norm",
+            [](BoundProgram& self, int in, int weight, int out, float eps) {
+                self.program().add(RmsNormOp{in, weight, out, eps});
+            },
+            nb::kw_only(), "input"_a, "weight"_a, "out"_a, "eps"_a)
+        .def(
+            "head_norm",
+            [](BoundProgram& self, int buffer, int weight, int64_t head_dim, float eps) {
+                self.program().add(HeadNormOp{buffer, weight, head_dim, eps});
+            },
+            nb::kw_only(), "buffer"_a, "weight"_a, "head_dim"_a, "eps"_a)
+        .def(
+            "linear",
+            [](BoundProgram& self, int in, const std::vector<std::tuple<int, int, int>>& targets, bool accumulate) {
+                LinearOp op{in, {}, accumulate};
+                for (const auto& [weight, bias, out] : targets) op.targets.push_back({weight, bias, out});
+                self.program().add(std::move(op));
+            },
+            nb::kw_only(), "input"_a, "targets"_a, "accumulate"_a)
+        .def(
+            "gated_linear",
+            [](BoundProgram& self, int in, int gate, int up, int out) {
+                self.program().add(GatedLinearOp{in, gate, up, out});
+            },
+            nb::kw_only(), "input"_a, "gate"_a, "up"_a, "out"_a)
+        .def(
+            "attention",
+            [](BoundProgram& self, int q, int k, int v, int out, int64_t layer, int64_t n_heads, bool interleaved,
+               float scale) {
+                self.program().add(AttentionOp{q, k, v, out, layer, n_heads, interleaved, scale});
+            },
+            nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a, "n_heads"_a, "interleaved"_a, "scale"_a)
+        .def(
+            "select", [](BoundProgram& self, int in, int out) { self.program().add(SelectOp{in, out}); },
+            nb::kw_only(), "input"_a, "out"_a)
+        .def(
+            "head", [](BoundProgram& self, int in, int weight) { self.program().add(HeadOp{in, weight}); },
+            nb::kw_only(), "input"_a, "weight"_a);
+}
+
+}  // namespace
+
+void init_program(nb::module_& m) {
+    bind_parts(m);
+    nb::class_<BoundProgram> program(m, "Program");
+    program
+        .def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<Arena>, int64_t, int64_t, std::vector<double>,
+                      const std::optional<std::string>&>(),
+             "pool"_a, "arena"_a, nb::kw_only(), "n_vocab"_a, "max_rows"_a, "rope_frequencies"_a,
+             "level"_a = nb::none())
+        .def(
+            "buffer",
+            [](BoundProgram& self, std::string name, int64_t width) {
+                return self.program().add_buffer(std::move(name), width);
+            },
+            "name"_a, "width"_a)
+        .def("matrix", &BoundProgram::matrix, "file"_a, "name"_a)
+        .def("vector", &BoundProgram::vector, "file"_a, "name"_a)
+        .def("finish", [](BoundProgram& self) { self.program().finish(); })
+        .def("describe", [](const BoundProgram& self) { return self.program().describe(); })
+        .def_prop_ro("level", [](const BoundProgram& self) { return self.program().kernels().level; })
+        .def_prop_ro("scratch_bytes", [](const BoundProgram& self) { return self.program().scratch_bytes(); })
+        .def("step", &BoundProgram::step, "tokens"_a, "positions"_a, "seq_starts"_a, "page_starts"_a, "pages"_a,
+             "out_rows"_a, "samplers"_a, "targets"_a);
+    bind_operations(program);
+}
 
 }  // namespace quantd

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -24,7 +25,7 @@ void check(const SamplerSettings& s) {
     require(s.top_p > 0 && s.top_p <= 1, "top_p", "above 0 and at most 1");
     require(s.min_p >= 0 && s.min_p <= 1, "min_p", "between 0 and 1");
     require(s.repeat_penalty > 0 && s.repeat_penalty <= 100, "repeat_penalty", "above 0 and at most 100");
-    require(s.repeat_last_n >= 0 && s.repeat_last_n <= kMaxRepeatLastN, "repeat_last_n", "between 0 and 65536");
+    require(s.repeat_last_n >= -1 && s.repeat_last_n <= kMaxRepeatLastN, "repeat_last_n", "between -1 (all) and 65536");
     require(std::fabs(s.presence_penalty) <= 100, "presence_penalty", "between -100 and 100");
     require(std::fabs(s.frequency_penalty) <= 100, "frequency_penalty", "between -100 and 100");
     require(s.top_logprobs >= -1 && s.top_logprobs <= kMaxTopLogprobs, "top_logprobs", "between -1 (none) and 20");
@@ -152,7 +153,10 @@ int64_t SamplerScratch::bytes(int64_t n_vocab) {
 
 Sampler::Sampler(SamplerSettings settings) : settings_(std::move(settings)) {
     check(settings_);
-    window_.resize(static_cast<size_t>(settings_.repeat_last_n), -1);
+    const int32_t window = settings_.repeat_last_n == -1 ? kMaxRepeatLastN : settings_.repeat_last_n;
+    const bool penalties = settings_.repeat_penalty != 1 || settings_.presence_penalty != 0 ||
+                           settings_.frequency_penalty != 0;
+    window_.resize(penalties ? static_cast<size_t>(window) : 0, -1);
 }
 
 void Sampler::accept(int32_t token) noexcept {
@@ -161,9 +165,7 @@ void Sampler::accept(int32_t token) noexcept {
 }
 
 bool Sampler::changes_logits() const noexcept {
-    const bool penalties = !window_.empty() && (settings_.repeat_penalty != 1 || settings_.presence_penalty != 0 ||
-                                                settings_.frequency_penalty != 0);
-    return penalties || !settings_.logit_bias.empty();
+    return !window_.empty() || !settings_.logit_bias.empty();
 }
 
 void Sampler::apply_bias_and_penalties(float* values, int64_t n_vocab, int32_t* counts) const noexcept {
@@ -172,10 +174,11 @@ void Sampler::apply_bias_and_penalties(float* values, int64_t n_vocab, int32_t* 
     for (const auto& [token, bias] : settings_.logit_bias) {
         if (known(token)) values[token] = bounded(values[token] + bias);
     }
-    for (const int32_t token : window_) {
+    const auto seen = std::span(window_).first(std::min<size_t>(window_.size(), n_accepted_));
+    for (const int32_t token : seen) {
         if (known(token)) ++counts[token];
     }
-    for (const int32_t token : window_) {
+    for (const int32_t token : seen) {
         if (!known(token) || counts[token] == 0) continue;  // done at its first occurrence
         float value = values[token];
         value = value > 0 ? value / settings_.repeat_penalty : value * settings_.repeat_penalty;

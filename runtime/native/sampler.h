@@ -5,6 +5,7 @@
 // same request gives the same text whatever else is in the batch.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -21,7 +22,7 @@ struct SamplerSettings {
     float top_p = 0.95F;             // 1: off
     float min_p = 0.05F;             // 0: off
     float repeat_penalty = 1.0F;     // 1: off
-    int32_t repeat_last_n = 64;      // tokens that the penalties look back on, prompt included
+    int32_t repeat_last_n = 64;      // tokens that the penalties look back on, prompt included; -1: as many as kept
     float presence_penalty = 0.0F;
     float frequency_penalty = 0.0F;
     std::vector<std::pair<int32_t, float>> logit_bias;  // ids outside the vocabulary are ignored
@@ -70,7 +71,7 @@ class Sampler {
     int32_t draw(const float* values, int64_t n_vocab, SamplerScratch& scratch) const noexcept;
 
     SamplerSettings settings_;
-    std::vector<int32_t> window_;  // (repeat_last_n) ring of the last tokens
+    std::vector<int32_t> window_;  // (repeat_last_n) ring of the last tokens; empty without penalties
     uint64_t n_accepted_ = 0;
     uint64_t n_drawn_ = 0;
 };

@@ -181,11 +181,11 @@ void Program::quantize_row(const Buffer& each, int64_t row) noexcept {
     constexpr auto large = static_cast<size_t>(ActForm::Q8_256);
     if (each.quantized[small] != nullptr) {
         uint8_t* out = each.quantized[small] + row * each.quantized_stride[small];
-        kernels_.quantize_q8_32(each.row(row), reinterpret_cast<BlockQ8_32*>(out), each.width);
+        kernels_.quantize_q8_32(each.row(row), out, each.width);
     }
     if (each.quantized[large] != nullptr) {
         uint8_t* out = each.quantized[large] + row * each.quantized_stride[large];
-        kernels_.quantize_q8_256(each.row(row), reinterpret_cast<BlockQ8_256*>(out), each.width);
+        kernels_.quantize_q8_256(each.row(row), out, each.width);
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -27,9 +28,12 @@ class ThreadPool {
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // Held by whoever runs regions: programs that share a pool take turns.
+    std::mutex& in_use() { return in_use_; }
+
     // Calls body(thread, begin, end) for half-open ranges that cover [0, n) in pieces of at most `chunk`;
     // `thread` in [0, size()) names per-thread scratch.  Everything that body wrote is visible on return.
-    // Only one thread may call it at a time, and not from inside a body.  body must not throw.
+    // Only the holder of in_use() may call it, and not from inside a body.  body must not throw.
     template <typename Body>
     void parallel_for(int64_t n, int64_t chunk, const Body& body) {
         static_assert(noexcept(body(0, int64_t{0}, int64_t{0})), "a body never throws across threads");
@@ -74,6 +78,7 @@ class ThreadPool {
     Call call_ = nullptr;
     const void* body_ = nullptr;
 
+    std::mutex in_use_;
     std::vector<std::thread> workers_;
 };
 
