@@ -136,3 +136,128 @@ def quantize_rows(
     every thread count and CPU level.  Gives (row, column, value) of the first element that is not finite or beyond
     the type's range, with out unspecified, else None.  ValueError for wrong sizes, types or level.
     """
+
+
+# --- The step executor (bind_program.cpp) -----------------------------------------------------------------------
+
+Int32: TypeAlias = NDArray[np.int32]
+
+class ThreadPool:
+    """Threads of the executor, the calling one included; they sleep when there is nothing to do."""
+
+    def __init__(self, n_threads: int) -> None:
+        """ValueError unless 1 <= n_threads <= 256."""
+
+    @property
+    def size(self) -> int: ...
+
+class Arena:
+    """All KV pages, mapped and touched at construction; kv_type is "f16" or "q8_0" (head_dim a multiple of 32)."""
+
+    def __init__(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, page_tokens: int, n_pages: int, kv_type: str
+    ) -> None:
+        """ValueError for a bad shape, MemoryError when the system refuses."""
+
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+class Sampler:
+    """How one session draws its tokens; the n-th draw depends on (seed, n) and the logits only."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: list[tuple[int, float]] = ...,
+        seed: int = 0,
+        top_logprobs: int = -1,
+    ) -> None:
+        """ValueError naming the setting that is out of its range.
+
+        temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and the penalties' neutral values switch a rule off.
+        repeat_last_n -1 looks back on everything (at most 65536 tokens).  top_logprobs -1 reports no log-probabilities,
+        0 the drawn token's, n also those of the n best (at most 20).
+        """
+
+    def accept(self, token_ids: list[int]) -> None:
+        """Feed the window of the penalties: the prompt, once.  Drawn tokens are accepted by the step itself."""
+
+    def sample(self, logits: Floats) -> int:
+        """Draw from one row of logits (n_vocab) outside a step, and accept; -1 if a logit is not finite."""
+
+    @property
+    def n_drawn(self) -> int: ...
+
+class Program:
+    """A compiled graph: built once, then run for a ragged batch of rows in one call.
+
+    The building methods return indices or add one operation; they raise ValueError where widths or types do not fit.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        arena: Arena,
+        *,
+        n_vocab: int,
+        max_rows: int,
+        rope_frequencies: list[float],
+        level: str | None = None,
+    ) -> None: ...
+    def buffer(self, name: str, width: int) -> int:
+        """Add a buffer of activations (max_rows, width)."""
+
+    def matrix(self, file: GgufFile, name: str) -> int:
+        """Use a tensor (n_out, n_in) where it lies in the mapped file."""
+
+    def vector(self, file: GgufFile, name: str) -> int:
+        """Use an F32 tensor (n,) where it lies in the mapped file."""
+
+    def embed(self, *, table: int, out: int) -> None: ...
+    def rms_norm(self, *, input: int, weight: int, out: int, eps: float) -> None: ...
+    def head_norm(self, *, buffer: int, weight: int, head_dim: int, eps: float) -> None: ...
+    def linear(self, *, input: int, targets: list[tuple[int, int, int]], accumulate: bool) -> None:
+        """targets: (weight, bias or -1, out) of each matrix that reads the input."""
+
+    def gated_linear(self, *, input: int, gate: int, up: int, out: int) -> None: ...
+    def attention(
+        self, *, q: int, k: int, v: int, out: int, layer: int, n_heads: int, interleaved: bool, scale: float
+    ) -> None: ...
+    def select(self, *, input: int, out: int) -> None: ...
+    def head(self, *, input: int, weight: int) -> None: ...
+    def finish(self) -> None:
+        """Take all memory; from here on only step may be called."""
+
+    def describe(self) -> str:
+        """One line per operation."""
+
+    @property
+    def level(self) -> str: ...
+    @property
+    def scratch_bytes(self) -> int: ...
+    def step(
+        self,
+        tokens: Int32,
+        positions: Int32,
+        seq_starts: Int32,
+        page_starts: Int32,
+        pages: Int32,
+        out_rows: Int32,
+        samplers: list[Sampler | None],
+        targets: Int32,
+    ) -> tuple[Int32, Floats, Floats, Int32, Floats, Bytes]:
+        """Run one step; arrays as in runtime.step_plan.StepPlan, results in the order of StepResult.
+
+        ValueError for an index out of range (nothing was touched), RuntimeError while another thread is in a step.
+        """
+

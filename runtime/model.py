@@ -1,0 +1,174 @@
+"""A model that is ready to compute: the file, its tokenizer, the memory plan and the native program.
+
+    model = load_model("model.gguf", RuntimeSettings())
+    result = model.step(plan)      # one native call, without the GIL
+    model.close()
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from runtime._native import Arena, Program, ThreadPool
+from runtime.cpu import usable_cores
+from runtime.errors import EngineStoppedError, MemoryPlanError, UnsupportedModelError
+from runtime.gguf import ModelFile
+from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
+from runtime.models import build_graph
+from runtime.models.config import ModelConfig, read_config
+from runtime.models.loader import bind_weights, build_program
+from runtime.step_plan import StepPlan, StepResult
+from runtime.tokenizer import Tokenizer, build_tokenizer
+
+__all__ = ["LoadedModel", "ModelConfig", "load_model", "read_config"]
+
+Q8_0_BLOCK = 32
+
+
+class LoadedModel:
+    """A model with all its memory taken.  `step` is for one thread at a time; everything else is constant."""
+
+    def __init__(
+        self,
+        *,
+        file: ModelFile,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        plan: MemoryPlan,
+        settings: RuntimeSettings,
+        program: Program,
+    ) -> None:
+        self.file = file
+        self.config = config
+        self.tokenizer = tokenizer
+        self.plan = plan
+        self.settings = settings
+        self.name = model_name(file)
+        self.chat_template = _chat_template(file)
+        self.eog_token_ids: frozenset[int] = frozenset(tokenizer.eog_ids)
+        self.page_tokens = plan.page_tokens
+        self.n_pages = plan.n_pages
+        self.context_tokens = plan.session_context_tokens
+        self._program: Program | None = program
+
+    @property
+    def level(self) -> str:
+        """The CPU level of the kernels in use."""
+        return self._running().level
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The run state that the native core holds, beside the arena."""
+        return self._running().scratch_bytes
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Compute one step.
+
+        Raises ValueError for a plan with an index out of range (nothing was touched then), ModelChangedError when the
+        mapped file changed under the computation.
+        """
+        result = StepResult(
+            *self._running().step(
+                plan.tokens,
+                plan.positions,
+                plan.seq_starts,
+                plan.page_starts,
+                plan.pages,
+                plan.out_rows,
+                plan.samplers,
+                plan.targets,
+            )
+        )
+        self.file.check_unchanged()
+        return result
+
+    def warm_up(self) -> None:
+        """Compute one row on page 0, so that the weights are mapped and the threads have run once."""
+
+        def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+            return np.array(values, np.int32)
+
+        self.step(
+            StepPlan(
+                tokens=ints(0),
+                positions=ints(0),
+                seq_starts=ints(0, 1),
+                page_starts=ints(0, 1),
+                pages=ints(0),
+                out_rows=ints(0),
+                samplers=[None],
+                targets=ints(-1),
+            )
+        )
+
+    def close(self) -> None:
+        """Give back threads, arena and scratch; the mapping goes with the last reader of `file`."""
+        self._program = None
+
+    def _running(self) -> Program:
+        if self._program is None:
+            raise EngineStoppedError(f"model {self.name} is closed")
+        return self._program
+
+
+def load_model(path: str | os.PathLike[str], settings: RuntimeSettings | None = None) -> LoadedModel:
+    """Open, check and plan a model, then take its memory.
+
+    Raises ModelFormatError, UnsupportedModelError, MemoryPlanError (before any large allocation) or OSError.
+    """
+    settings = settings or RuntimeSettings()
+    file = ModelFile.open(path)
+    config = read_config(file)
+    _check_kv_type(file, config, settings)
+    graph = build_graph(config)
+    bind_weights(graph, file)
+    plan = plan_memory(file, config, settings)
+    plan.ensure_fits()
+    tokenizer = build_tokenizer(file)
+    try:
+        pool = ThreadPool(settings.threads or usable_cores())
+        arena = Arena(
+            n_layers=config.n_layers,
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            page_tokens=plan.page_tokens,
+            n_pages=plan.n_pages,
+            kv_type=plan.kv_type,
+        )
+        program = build_program(
+            graph,
+            config,
+            file,
+            pool=pool,
+            arena=arena,
+            max_rows=settings.max_step_rows,
+            level=settings.level,
+        )
+    except MemoryError:
+        raise MemoryPlanError(f"{path}: the system refused the planned memory\n{plan.explanation}", plan) from None
+    return LoadedModel(
+        file=file, config=config, tokenizer=tokenizer, plan=plan, settings=settings, program=program
+    )
+
+
+def model_name(file: ModelFile) -> str:
+    """Return the name under which a model is served: its file's name without .gguf and shard numbers."""
+    stem = Path(file.path).name.removesuffix(".gguf")
+    head, separator, tail = stem.rpartition("-00001-of-")
+    return head if separator and tail.isdecimal() else stem
+
+
+def _chat_template(file: ModelFile) -> str | None:
+    key = "tokenizer.chat_template"
+    return file.string(key) if file.kind(key) == "string" else None
+
+
+def _check_kv_type(file: ModelFile, config: ModelConfig, settings: RuntimeSettings) -> None:
+    if settings.kv_type == "q8_0" and config.head_dim % Q8_0_BLOCK != 0:
+        raise UnsupportedModelError(
+            f"{file.path}: heads of {config.head_dim} elements cannot be cached as q8_0, which needs a multiple of "
+            f"{Q8_0_BLOCK}; use kv type f16"
+        )
