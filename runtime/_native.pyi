@@ -137,7 +137,6 @@ def quantize_rows(
     the type's range, with out unspecified, else None.  ValueError for wrong sizes, types or level.
     """
 
-
 # --- The step executor (bind_program.cpp) -----------------------------------------------------------------------
 
 Int32: TypeAlias = NDArray[np.int32]
@@ -152,7 +151,10 @@ class ThreadPool:
     def size(self) -> int: ...
 
 class Arena:
-    """All KV pages, mapped and touched at construction; kv_type is "f16" or "q8_0" (head_dim a multiple of 32)."""
+    """All KV pages, mapped and touched at construction.
+
+    kv_type is "f16", "q8_0" (head_dim a multiple of 32) or "f32" (slow; for comparing numbers with other programs).
+    """
 
     def __init__(
         self, *, n_layers: int, n_kv_heads: int, head_dim: int, page_tokens: int, n_pages: int, kv_type: str
@@ -224,17 +226,17 @@ class Program:
         """Use an F32 tensor (n,) where it lies in the mapped file."""
 
     def embed(self, *, table: int, out: int) -> None: ...
-    def rms_norm(self, *, input: int, weight: int, out: int, eps: float) -> None: ...
+    def rms_norm(self, *, source: int, weight: int, out: int, eps: float) -> None: ...
     def head_norm(self, *, buffer: int, weight: int, head_dim: int, eps: float) -> None: ...
-    def linear(self, *, input: int, targets: list[tuple[int, int, int]], accumulate: bool) -> None:
+    def linear(self, *, source: int, targets: list[tuple[int, int, int]], accumulate: bool) -> None:
         """targets: (weight, bias or -1, out) of each matrix that reads the input."""
 
-    def gated_linear(self, *, input: int, gate: int, up: int, out: int) -> None: ...
+    def gated_linear(self, *, source: int, gate: int, up: int, out: int) -> None: ...
     def attention(
         self, *, q: int, k: int, v: int, out: int, layer: int, n_heads: int, interleaved: bool, scale: float
     ) -> None: ...
-    def select(self, *, input: int, out: int) -> None: ...
-    def head(self, *, input: int, weight: int) -> None: ...
+    def select(self, *, source: int, out: int) -> None: ...
+    def head(self, *, source: int, weight: int) -> None: ...
     def finish(self) -> None:
         """Take all memory; from here on only step may be called."""
 
@@ -260,4 +262,3 @@ class Program:
 
         ValueError for an index out of range (nothing was touched), RuntimeError while another thread is in a step.
         """
-

@@ -1,8 +1,8 @@
 """A model that is ready to compute: the file, its tokenizer, the memory plan and the native program.
 
-    model = load_model("model.gguf", RuntimeSettings())
-    result = model.step(plan)      # one native call, without the GIL
-    model.close()
+model = load_model("model.gguf", RuntimeSettings())
+result = model.step(plan)      # one native call, without the GIL
+model.close()
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ def load_model(path: str | os.PathLike[str], settings: RuntimeSettings | None = 
             level=settings.level,
         )
     except MemoryError:
-        raise MemoryPlanError(f"{path}: the system refused the planned memory\n{plan.explanation}", plan) from None
+        raise MemoryPlanError(
+            f"{path}: the system refused the planned memory\n{plan.explanation}", plan
+        ) from None
     return LoadedModel(
         file=file, config=config, tokenizer=tokenizer, plan=plan, settings=settings, program=program
     )

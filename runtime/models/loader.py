@@ -145,7 +145,9 @@ def _report_unused(file: ModelFile, used: set[str]) -> None:
             f"layers' tensors ({shown}); without them the answers would be wrong"
         )
     if unused:
-        _LOG.warning("%s: %d tensors are not used: %s", file.path, len(unused), ", ".join(unused[:_MAX_SHOWN]))
+        _LOG.warning(
+            "%s: %d tensors are not used: %s", file.path, len(unused), ", ".join(unused[:_MAX_SHOWN])
+        )
 
 
 class _Builder:
@@ -181,15 +183,15 @@ class _Builder:
             case Embed(table, out):
                 program.embed(table=weight(table), out=buffers[out])
             case RmsNorm(source, scale, out, eps):
-                program.rms_norm(input=buffers[source], weight=weight(scale), out=buffers[out], eps=eps)
+                program.rms_norm(source=buffers[source], weight=weight(scale), out=buffers[out], eps=eps)
             case HeadNorm(buffer, scale, head_dim, eps):
                 program.head_norm(buffer=buffers[buffer], weight=weight(scale), head_dim=head_dim, eps=eps)
             case Linear(source, projections, accumulate):
                 targets = [(weight(p.weight), weight(p.bias), buffers[p.out]) for p in projections]
-                program.linear(input=buffers[source], targets=targets, accumulate=accumulate)
+                program.linear(source=buffers[source], targets=targets, accumulate=accumulate)
             case GatedLinear(source, gate, up, out):
                 program.gated_linear(
-                    input=buffers[source], gate=weight(gate), up=weight(up), out=buffers[out]
+                    source=buffers[source], gate=weight(gate), up=weight(up), out=buffers[out]
                 )
             case Attention(q, k, v, out, layer, n_heads, interleaved, scale):
                 program.attention(
@@ -203,6 +205,6 @@ class _Builder:
                     scale=scale,
                 )
             case Select(source, out):
-                program.select(input=buffers[source], out=buffers[out])
+                program.select(source=buffers[source], out=buffers[out])
             case Head(source, table):
-                program.head(input=buffers[source], weight=weight(table))
+                program.head(source=buffers[source], weight=weight(table))

@@ -17,7 +17,8 @@ namespace {
 
 int64_t checked_product(int64_t a, int64_t b) {
     int64_t result = 0;
-    if (__builtin_mul_overflow(a, b, &result)) throw std::invalid_argument("the KV arena's size overflows 64 bits");
+    if (__builtin_mul_overflow(a, b, &result))
+        throw std::invalid_argument("the KV arena's size overflows 64 bits");
     return result;
 }
 

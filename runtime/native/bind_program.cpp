@@ -1,5 +1,5 @@
-// ThreadPool, Arena, Sampler and Program for Python.  Every index that Python hands over is checked here or in
-// Program's own checks before the step starts: a bad plan raises ValueError and touches nothing.
+// ThreadPool, Arena, Sampler and Program for Python.  Every index that Python hands over is checked here or
+// in Program's own checks before the step starts: a bad plan raises ValueError and touches nothing.
 #include "bindings.h"
 
 #include <algorithm>
@@ -43,14 +43,16 @@ nb::object new_array(std::initializer_list<size_t> shape, const Fill& fill) {
 KvType kv_type_of(const std::string& name) {
     if (name == "f16") return KvType::F16;
     if (name == "q8_0") return KvType::Q8_0;
-    throw std::invalid_argument("kv_type must be \"f16\" or \"q8_0\", got \"" + name + "\"");
+    if (name == "f32") return KvType::F32;
+    throw std::invalid_argument("kv_type must be \"f16\", \"q8_0\" or \"f32\", got \"" + name + "\"");
 }
 
 // A program with what Python's side of it needs: the files whose mappings it reads, and room for results.
 class BoundProgram {
   public:
-    BoundProgram(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, int64_t n_vocab, int64_t max_rows,
-                 std::vector<double> rope_frequencies, const std::optional<std::string>& level)
+    BoundProgram(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, int64_t n_vocab,
+                 int64_t max_rows, std::vector<double> rope_frequencies,
+                 const std::optional<std::string>& level)
         : pool_(pool),
           program_(std::move(pool), std::move(arena),
                    ProgramSettings{n_vocab, max_rows, 2 * static_cast<int64_t>(rope_frequencies.size()),
@@ -94,11 +96,13 @@ Tensor BoundProgram::tensor_of(const std::shared_ptr<GgufFile>& file, const std:
     if (static_cast<uint64_t>(row_bytes) * static_cast<uint64_t>(info->ne[1]) > info->n_bytes) {
         throw std::invalid_argument("tensor " + name + ": is shorter than its shape");
     }
-    return Tensor{file, name, file->data(*info), static_cast<Type>(info->type), info->ne[1], info->ne[0], row_bytes};
+    return Tensor{file,        name,        file->data(*info), static_cast<Type>(info->type),
+                  info->ne[1], info->ne[0], row_bytes};
 }
 
-nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positions, const Int32Array& seq_starts,
-                             const Int32Array& page_starts, const Int32Array& pages, const Int32Array& out_rows,
+nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positions,
+                             const Int32Array& seq_starts, const Int32Array& page_starts,
+                             const Int32Array& pages, const Int32Array& out_rows,
                              const std::vector<nb::object>& samplers, const Int32Array& targets) {
     std::vector<Sampler*> raw_samplers;
     raw_samplers.reserve(samplers.size());
@@ -144,35 +148,39 @@ nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
 }
 
 void bind_parts(nb::module_& m) {
-    nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<int>(), "n_threads"_a).def_prop_ro("size", &ThreadPool::size);
+    nb::class_<ThreadPool>(m, "ThreadPool")
+        .def(nb::init<int>(), "n_threads"_a)
+        .def_prop_ro("size", &ThreadPool::size);
 
     nb::class_<Arena>(m, "Arena")
         .def(
             "__init__",
             [](Arena* self, int64_t n_layers, int64_t n_kv_heads, int64_t head_dim, int64_t page_tokens,
                int64_t n_pages, const std::string& kv_type) {
-                const ArenaShape shape{n_layers, n_kv_heads, head_dim, page_tokens, n_pages, kv_type_of(kv_type)};
+                const ArenaShape shape{n_layers,    n_kv_heads, head_dim,
+                                       page_tokens, n_pages,    kv_type_of(kv_type)};
                 nb::gil_scoped_release without_gil;  // touching gigabytes takes a while
                 new (self) Arena(shape);
             },
-            nb::kw_only(), "n_layers"_a, "n_kv_heads"_a, "head_dim"_a, "page_tokens"_a, "n_pages"_a, "kv_type"_a)
+            nb::kw_only(), "n_layers"_a, "n_kv_heads"_a, "head_dim"_a, "page_tokens"_a, "n_pages"_a,
+            "kv_type"_a)
         .def_prop_ro("page_bytes", &Arena::page_bytes)
         .def_prop_ro("size_bytes", &Arena::size_bytes);
 
     nb::class_<Sampler>(m, "Sampler")
         .def(
             "__init__",
-            [](Sampler* self, float temperature, int32_t top_k, float top_p, float min_p, float repeat_penalty,
-               int32_t repeat_last_n, float presence_penalty, float frequency_penalty,
+            [](Sampler* self, float temperature, int32_t top_k, float top_p, float min_p,
+               float repeat_penalty, int32_t repeat_last_n, float presence_penalty, float frequency_penalty,
                std::vector<std::pair<int32_t, float>> logit_bias, uint64_t seed, int32_t top_logprobs) {
-                new (self) Sampler(SamplerSettings{temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n,
-                                                   presence_penalty, frequency_penalty, std::move(logit_bias), seed,
-                                                   top_logprobs});
+                new (self) Sampler(SamplerSettings{temperature, top_k, top_p, min_p, repeat_penalty,
+                                                   repeat_last_n, presence_penalty, frequency_penalty,
+                                                   std::move(logit_bias), seed, top_logprobs});
             },
             nb::kw_only(), "temperature"_a = 0.8F, "top_k"_a = 40, "top_p"_a = 0.95F, "min_p"_a = 0.05F,
             "repeat_penalty"_a = 1.0F, "repeat_last_n"_a = 64, "presence_penalty"_a = 0.0F,
-            "frequency_penalty"_a = 0.0F, "logit_bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0,
-            "top_logprobs"_a = -1)
+            "frequency_penalty"_a = 0.0F, "logit_bias"_a = std::vector<std::pair<int32_t, float>>{},
+            "seed"_a = 0, "top_logprobs"_a = -1)
         .def(
             "accept",
             [](Sampler& self, const std::vector<int32_t>& token_ids) {
@@ -181,7 +189,8 @@ void bind_parts(nb::module_& m) {
             "token_ids"_a)
         .def(
             "sample",
-            [](Sampler& self, const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
+            [](Sampler& self,
+               const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
                 const auto n_vocab = static_cast<int64_t>(logits.shape(0));
                 if (n_vocab < 1) throw std::invalid_argument("logits are empty");
                 SamplerScratch scratch(n_vocab);
@@ -201,7 +210,7 @@ void bind_operations(nb::class_<BoundProgram>& c) {
             [](BoundProgram& self, int in, int weight, int out, float eps) {
                 self.program().add(RmsNormOp{in, weight, out, eps});
             },
-            nb::kw_only(), "input"_a, "weight"_a, "out"_a, "eps"_a)
+            nb::kw_only(), "source"_a, "weight"_a, "out"_a, "eps"_a)
         .def(
             "head_norm",
             [](BoundProgram& self, int buffer, int weight, int64_t head_dim, float eps) {
@@ -210,31 +219,32 @@ void bind_operations(nb::class_<BoundProgram>& c) {
             nb::kw_only(), "buffer"_a, "weight"_a, "head_dim"_a, "eps"_a)
         .def(
             "linear",
-            [](BoundProgram& self, int in, const std::vector<std::tuple<int, int, int>>& targets, bool accumulate) {
+            [](BoundProgram& self, int in, const std::vector<std::tuple<int, int, int>>& targets,
+               bool accumulate) {
                 LinearOp op{in, {}, accumulate};
                 for (const auto& [weight, bias, out] : targets) op.targets.push_back({weight, bias, out});
                 self.program().add(std::move(op));
             },
-            nb::kw_only(), "input"_a, "targets"_a, "accumulate"_a)
+            nb::kw_only(), "source"_a, "targets"_a, "accumulate"_a)
         .def(
             "gated_linear",
             [](BoundProgram& self, int in, int gate, int up, int out) {
                 self.program().add(GatedLinearOp{in, gate, up, out});
             },
-            nb::kw_only(), "input"_a, "gate"_a, "up"_a, "out"_a)
+            nb::kw_only(), "source"_a, "gate"_a, "up"_a, "out"_a)
         .def(
             "attention",
-            [](BoundProgram& self, int q, int k, int v, int out, int64_t layer, int64_t n_heads, bool interleaved,
-               float scale) {
+            [](BoundProgram& self, int q, int k, int v, int out, int64_t layer, int64_t n_heads,
+               bool interleaved, float scale) {
                 self.program().add(AttentionOp{q, k, v, out, layer, n_heads, interleaved, scale});
             },
             nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a, "n_heads"_a, "interleaved"_a, "scale"_a)
         .def(
             "select", [](BoundProgram& self, int in, int out) { self.program().add(SelectOp{in, out}); },
-            nb::kw_only(), "input"_a, "out"_a)
+            nb::kw_only(), "source"_a, "out"_a)
         .def(
             "head", [](BoundProgram& self, int in, int weight) { self.program().add(HeadOp{in, weight}); },
-            nb::kw_only(), "input"_a, "weight"_a);
+            nb::kw_only(), "source"_a, "weight"_a);
 }
 
 }  // namespace
@@ -243,8 +253,8 @@ void init_program(nb::module_& m) {
     bind_parts(m);
     nb::class_<BoundProgram> program(m, "Program");
     program
-        .def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<Arena>, int64_t, int64_t, std::vector<double>,
-                      const std::optional<std::string>&>(),
+        .def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<Arena>, int64_t, int64_t,
+                      std::vector<double>, const std::optional<std::string>&>(),
              "pool"_a, "arena"_a, nb::kw_only(), "n_vocab"_a, "max_rows"_a, "rope_frequencies"_a,
              "level"_a = nb::none())
         .def(
@@ -259,8 +269,8 @@ void init_program(nb::module_& m) {
         .def("describe", [](const BoundProgram& self) { return self.program().describe(); })
         .def_prop_ro("level", [](const BoundProgram& self) { return self.program().kernels().level; })
         .def_prop_ro("scratch_bytes", [](const BoundProgram& self) { return self.program().scratch_bytes(); })
-        .def("step", &BoundProgram::step, "tokens"_a, "positions"_a, "seq_starts"_a, "page_starts"_a, "pages"_a,
-             "out_rows"_a, "samplers"_a, "targets"_a);
+        .def("step", &BoundProgram::step, "tokens"_a, "positions"_a, "seq_starts"_a, "page_starts"_a,
+             "pages"_a, "out_rows"_a, "samplers"_a, "targets"_a);
     bind_operations(program);
 }
 

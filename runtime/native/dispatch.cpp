@@ -107,6 +107,7 @@ int64_t act_row_bytes(ActForm form, int64_t n_in) {
 }
 
 int64_t kv_row_bytes(KvType type, int64_t head_dim) {
+    if (type == KvType::F32) return head_dim * 4;
     return type == KvType::F16 ? head_dim * 2 : head_dim / kQ32 * int64_t(sizeof(BlockQ8_0));
 }
 

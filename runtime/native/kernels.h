@@ -71,7 +71,8 @@ using MatmulFn = void (*)(const MatmulArgs& args);
 // ---- attention over KV pages
 // ---------------------------------------------------------------------------------
 
-enum class KvType : uint32_t { F16 = 0, Q8_0 = 1 };
+// F32 is for comparing numbers with other programs; the executor runs it on the scalar level only.
+enum class KvType : uint32_t { F16 = 0, Q8_0 = 1, F32 = 2 };
 
 // Bytes of one cached key or value vector (head_dim elements; a multiple of 32 for Q8_0).
 int64_t kv_row_bytes(KvType type, int64_t head_dim);

@@ -32,9 +32,12 @@ std::string str(int64_t value) { return std::to_string(value); }
 
 int64_t form_block(ActForm form) {
     switch (form) {
-        case ActForm::Q8_32: return 32;
-        case ActForm::Q8_256: return 256;
-        default: return 1;
+        case ActForm::Q8_32:
+            return 32;
+        case ActForm::Q8_256:
+            return 256;
+        default:
+            return 1;
     }
 }
 
@@ -52,7 +55,11 @@ AlignedArray<uint8_t> allocate_aligned(int64_t bytes) {
 
 Program::Program(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, ProgramSettings settings,
                  const Kernels& kernels)
-    : pool_(std::move(pool)), arena_(std::move(arena)), settings_(std::move(settings)), kernels_(kernels) {
+    : pool_(std::move(pool)),
+      arena_(std::move(arena)),
+      settings_(std::move(settings)),
+      kernels_(kernels),
+      cache_kernels_(arena_->shape().kv_type == KvType::F32 ? kernels_for("scalar") : kernels) {
     const auto require_range = [](const char* name, int64_t value, int64_t low, int64_t high) {
         if (value < low || value > high) {
             fail(name, " must lie between ", str(low), " and ", str(high), ", got ", str(value));
@@ -70,7 +77,8 @@ Program::Program(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena,
     }
 }
 
-// ---- building -------------------------------------------------------------------------------------------------
+// ---- building
+// -------------------------------------------------------------------------------------------------
 
 int Program::add_buffer(std::string name, int64_t width) {
     if (finished_) fail("the program is finished");
@@ -103,7 +111,8 @@ int Program::add_matrix(Tensor tensor) {
 }
 
 int Program::add_vector(Tensor tensor) {
-    if (tensor.type != Type::F32 || tensor.n_out != 1) fail("tensor ", tensor.name, ": must be a vector of F32");
+    if (tensor.type != Type::F32 || tensor.n_out != 1)
+        fail("tensor ", tensor.name, ": must be a vector of F32");
     if (reinterpret_cast<uintptr_t>(tensor.data) % alignof(float) != 0) {
         fail("tensor ", tensor.name, ": is not aligned for F32");
     }
@@ -133,10 +142,11 @@ const Tensor& Program::vector(int index, int64_t width) const {
 void Program::check_weight(int weight, int in, int64_t n_out) {
     const Tensor& tensor = matrix(weight);
     if (tensor.n_in != buffer(in).width || tensor.n_out != n_out) {
-        fail("tensor ", tensor.name, ": is ", str(tensor.n_out), " x ", str(tensor.n_in), " instead of ", str(n_out),
-             " x ", str(buffer(in).width));
+        fail("tensor ", tensor.name, ": is ", str(tensor.n_out), " x ", str(tensor.n_in), " instead of ",
+             str(n_out), " x ", str(buffer(in).width));
     }
-    buffers_[static_cast<size_t>(in)].forms |= form_bit(kernels_.act_form[static_cast<uint32_t>(tensor.type)]);
+    buffers_[static_cast<size_t>(in)].forms |=
+        form_bit(kernels_.act_form[static_cast<uint32_t>(tensor.type)]);
 }
 
 void Program::check_op(const EmbedOp& op) {
@@ -152,7 +162,8 @@ void Program::check_op(const RmsNormOp& op) {
 }
 
 void Program::check_op(const HeadNormOp& op) {
-    if (op.head_dim < 1 || buffer(op.buffer).width % op.head_dim != 0) fail("head_norm: head_dim does not divide");
+    if (op.head_dim < 1 || buffer(op.buffer).width % op.head_dim != 0)
+        fail("head_norm: head_dim does not divide");
     vector(op.weight, op.head_dim);
 }
 
@@ -175,9 +186,11 @@ void Program::check_op(const GatedLinearOp& op) {
 
 void Program::check_op(const AttentionOp& op) {
     const ArenaShape& shape = arena_->shape();
-    if (op.layer < 0 || op.layer >= shape.n_layers) fail("attention: layer ", str(op.layer), " is not in the arena");
+    if (op.layer < 0 || op.layer >= shape.n_layers)
+        fail("attention: layer ", str(op.layer), " is not in the arena");
     if (op.n_heads < shape.n_kv_heads || op.n_heads % shape.n_kv_heads != 0) {
-        fail("attention: ", str(op.n_heads), " heads do not share ", str(shape.n_kv_heads), " KV heads evenly");
+        fail("attention: ", str(op.n_heads), " heads do not share ", str(shape.n_kv_heads),
+             " KV heads evenly");
     }
     const int64_t q_width = op.n_heads * shape.head_dim;
     const int64_t kv_width = shape.n_kv_heads * shape.head_dim;
@@ -189,7 +202,8 @@ void Program::check_op(const AttentionOp& op) {
 }
 
 void Program::check_op(const SelectOp& op) {
-    if (buffer(op.in).width != buffer(op.out).width || op.in == op.out) fail("select: needs two buffers of one width");
+    if (buffer(op.in).width != buffer(op.out).width || op.in == op.out)
+        fail("select: needs two buffers of one width");
 }
 
 void Program::check_op(const HeadOp& op) { check_weight(op.weight, op.in, settings_.n_vocab); }
@@ -208,7 +222,8 @@ void Program::add(Op op) {
     ops_.push_back(std::move(op));
 }
 
-// ---- memory ---------------------------------------------------------------------------------------------------
+// ---- memory
+// ---------------------------------------------------------------------------------------------------
 
 void Program::finish() {
     if (finished_) fail("the program is finished");
@@ -238,8 +253,8 @@ void Program::allocate_buffers() {
         }
     }
     logits_stride_ = round_up(settings_.n_vocab, kCacheLine / static_cast<int64_t>(sizeof(float)));
-    logits_rows_ = std::clamp<int64_t>(kLogitsTileBytes / (logits_stride_ * static_cast<int64_t>(sizeof(float))), 4,
-                                       kMaxLogitsRows);
+    logits_rows_ = std::clamp<int64_t>(
+        kLogitsTileBytes / (logits_stride_ * static_cast<int64_t>(sizeof(float))), 4, kMaxLogitsRows);
     logits_rows_ = std::min(logits_rows_, max_rows);
     logits_ = take_floats(logits_rows_ * logits_stride_);
     cos_ = take_floats(max_rows * settings_.n_rot / 2);
@@ -262,10 +277,11 @@ void Program::allocate_scratch() {
     const int64_t gated_bytes = floats(settings_.max_rows * kGatedChunk);
     const auto n_pages = static_cast<size_t>(shape.n_pages);
     for (int i = 0; i < pool_->size(); ++i) {
-        threads_.push_back(ThreadScratch{allocate_aligned(floats(widest)), allocate_aligned(floats(attention_floats)),
-                                         allocate_aligned(gated_bytes), allocate_aligned(gated_bytes),
-                                         std::vector<const uint8_t*>(n_pages), std::vector<const uint8_t*>(n_pages),
-                                         SamplerScratch(settings_.n_vocab)});
+        threads_.push_back(
+            ThreadScratch{allocate_aligned(floats(widest)), allocate_aligned(floats(attention_floats)),
+                          allocate_aligned(gated_bytes), allocate_aligned(gated_bytes),
+                          std::vector<const uint8_t*>(n_pages), std::vector<const uint8_t*>(n_pages),
+                          SamplerScratch(settings_.n_vocab)});
         scratch_bytes_ += floats(widest) + floats(attention_floats) + 2 * gated_bytes +
                           2 * shape.n_pages * static_cast<int64_t>(sizeof(uint8_t*)) +
                           SamplerScratch::bytes(settings_.n_vocab);
@@ -291,7 +307,8 @@ std::string Program::describe() const {
         }
         if (const auto* o = std::get_if<LinearOp>(&op)) {
             for (const LinearTarget& t : o->targets) {
-                text += name(t.out) + (o->accumulate ? " += " : " = ") + tensor(t.weight) + " " + name(o->in) + "; ";
+                text += name(t.out) + (o->accumulate ? " += " : " = ") + tensor(t.weight) + " " +
+                        name(o->in) + "; ";
             }
         }
         if (const auto* o = std::get_if<GatedLinearOp>(&op)) {
@@ -301,7 +318,8 @@ std::string Program::describe() const {
             text += name(o->out) + " = attention layer " + str(o->layer);
         }
         if (const auto* o = std::get_if<SelectOp>(&op)) text += name(o->out) + " = select " + name(o->in);
-        if (const auto* o = std::get_if<HeadOp>(&op)) text += "scores = " + tensor(o->weight) + " " + name(o->in);
+        if (const auto* o = std::get_if<HeadOp>(&op))
+            text += "scores = " + tensor(o->weight) + " " + name(o->in);
         text += "\n";
     }
     return text;

@@ -1,8 +1,9 @@
-// The compiled graph of one model: a flat list of fused operations over named float buffers, built once and run
-// for a ragged batch of rows in one call.  The only caller of Kernels.
+// The compiled graph of one model: a flat list of fused operations over named float buffers, built once and
+// run for a ragged batch of rows in one call.  The only caller of Kernels.
 //
 // A row is one token position of one sequence.  All memory is taken in finish(); a step allocates nothing.
-// Results of a row do not depend on the other rows, on the thread count or on how a prompt was cut into steps.
+// Results of a row do not depend on the other rows, on the thread count or on how a prompt was cut into
+// steps.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ struct Tensor {
     std::string name;
     const uint8_t* data;
     Type type;
-    int64_t n_out;      // rows; 1 for a vector
-    int64_t n_in;       // elements of a row
+    int64_t n_out;  // rows; 1 for a vector
+    int64_t n_in;   // elements of a row
     int64_t row_bytes;
 };
 
@@ -48,16 +49,17 @@ inline uint32_t form_bit(ActForm form) { return 1U << static_cast<uint32_t>(form
 // One activation buffer, and its quantized copies in the forms that some matmul reads.
 struct Buffer {
     std::string name;
-    int64_t width;         // elements of a row
-    int64_t stride;        // floats from one row to the next: width rounded up to a cache line
-    uint32_t forms = 0;    // form_bit of every form that is read
-    float* data = nullptr;                                     // (max_rows, stride)
-    uint8_t* quantized[kNumActForms] = {};                     // (max_rows, quantized_stride) bytes
+    int64_t width;          // elements of a row
+    int64_t stride;         // floats from one row to the next: width rounded up to a cache line
+    uint32_t forms = 0;     // form_bit of every form that is read
+    float* data = nullptr;  // (max_rows, stride)
+    uint8_t* quantized[kNumActForms] = {};  // (max_rows, quantized_stride) bytes
     int64_t quantized_stride[kNumActForms] = {};
     float* row(int64_t r) const { return data + r * stride; }
 };
 
-// ---- operations; int members are indices of buffers and tensors, -1 = none ------------------------------------
+// ---- operations; int members are indices of buffers and tensors, -1 = none
+// ------------------------------------
 
 // out[r] = table[token of row r]
 struct EmbedOp {
@@ -102,7 +104,8 @@ struct GatedLinearOp {
     int out;
 };
 
-// Rotates q and k by their positions, appends k and v to the pages, attends over all positions up to each row's.
+// Rotates q and k by their positions, appends k and v to the pages, attends over all positions up to each
+// row's.
 struct AttentionOp {
     int q;    // (n_rows, n_heads, head_dim)
     int k;    // (n_rows, n_kv_heads, head_dim)
@@ -126,26 +129,29 @@ struct HeadOp {
     int weight;  // (n_vocab, width of in)
 };
 
-using Op = std::variant<EmbedOp, RmsNormOp, HeadNormOp, LinearOp, GatedLinearOp, AttentionOp, SelectOp, HeadOp>;
+using Op =
+    std::variant<EmbedOp, RmsNormOp, HeadNormOp, LinearOp, GatedLinearOp, AttentionOp, SelectOp, HeadOp>;
 
-// ---- the step -------------------------------------------------------------------------------------------------
+// ---- the step
+// -------------------------------------------------------------------------------------------------
 
 // The batch; every index was checked by check_step.
 struct StepInput {
-    std::span<const int32_t> tokens;       // (n_rows)
-    std::span<const int32_t> positions;    // (n_rows), consecutive within a sequence
-    std::span<const int32_t> seq_starts;   // (n_seqs + 1): rows of sequence i are [seq_starts[i], seq_starts[i+1])
+    std::span<const int32_t> tokens;     // (n_rows)
+    std::span<const int32_t> positions;  // (n_rows), consecutive within a sequence
+    std::span<const int32_t>
+        seq_starts;  // (n_seqs + 1): rows of sequence i are [seq_starts[i], seq_starts[i+1])
     std::span<const int32_t> page_starts;  // (n_seqs + 1): pages of sequence i in order of position
     std::span<const int32_t> pages;
-    std::span<const int32_t> out_rows;     // (n_out) rows whose logits are wanted
-    std::span<const int32_t> targets;      // (n_out) token whose log-probability is wanted, or -1
-    std::span<Sampler* const> samplers;    // (n_out) nullptr: do not sample
+    std::span<const int32_t> out_rows;   // (n_out) rows whose logits are wanted
+    std::span<const int32_t> targets;    // (n_out) token whose log-probability is wanted, or -1
+    std::span<Sampler* const> samplers;  // (n_out) nullptr: do not sample
 };
 
 struct ProgramSettings {
     int64_t n_vocab;
-    int64_t max_rows;      // rows of one step; also the most output rows
-    int64_t n_rot;         // rotated elements of a head; 0 = no rotation
+    int64_t max_rows;                      // rows of one step; also the most output rows
+    int64_t n_rot;                         // rotated elements of a head; 0 = no rotation
     std::vector<double> rope_frequencies;  // (n_rot / 2) radians per position
 };
 
@@ -178,10 +184,10 @@ class Program {
   private:
     // Scratch of one thread, all of it taken in finish().
     struct ThreadScratch {
-        AlignedArray<uint8_t> row;        // (widest n_in) floats: MatmulArgs::scratch
-        AlignedArray<uint8_t> attention;  // attention_scratch_floats(...) floats
-        AlignedArray<uint8_t> gate;       // (max_rows, kGatedChunk) floats
-        AlignedArray<uint8_t> up;         // (max_rows, kGatedChunk) floats
+        AlignedArray<uint8_t> row;                // (widest n_in) floats: MatmulArgs::scratch
+        AlignedArray<uint8_t> attention;          // attention_scratch_floats(...) floats
+        AlignedArray<uint8_t> gate;               // (max_rows, kGatedChunk) floats
+        AlignedArray<uint8_t> up;                 // (max_rows, kGatedChunk) floats
         std::vector<const uint8_t*> key_pages;    // (n_pages)
         std::vector<const uint8_t*> value_pages;  // (n_pages)
         SamplerScratch sampler;
@@ -239,6 +245,7 @@ class Program {
     std::shared_ptr<Arena> arena_;
     ProgramSettings settings_;
     const Kernels& kernels_;
+    const Kernels& cache_kernels_;  // for store_kv and attention: of the scalar level where the cache is F32
     std::vector<Buffer> buffers_;
     std::vector<Tensor> matrices_;
     std::vector<Tensor> vectors_;
@@ -249,15 +256,16 @@ class Program {
     int64_t logits_rows_ = 0;
     int64_t logits_stride_ = 0;
 
-    std::vector<AlignedArray<uint8_t>> storage_;  // behind Buffer::data, Buffer::quantized and the arrays below
-    float* logits_ = nullptr;                     // (logits_rows, logits_stride)
-    float* cos_ = nullptr;                        // (max_rows, n_rot / 2) angles of this step's rows
+    std::vector<AlignedArray<uint8_t>>
+        storage_;              // behind Buffer::data, Buffer::quantized and the arrays below
+    float* logits_ = nullptr;  // (logits_rows, logits_stride)
+    float* cos_ = nullptr;     // (max_rows, n_rot / 2) angles of this step's rows
     float* sin_ = nullptr;
-    std::vector<int32_t> row_seq_;                // (max_rows) sequence of each row
-    std::vector<int32_t> page_writer_;            // (n_pages) sequence that writes it in the checked step, or -1
-    std::vector<const Sampler*> sampler_order_;   // (max_rows) sorted samplers of the checked step
-    std::vector<Segment> segments_;               // room for the widest LinearOp
-    std::vector<ThreadScratch> threads_;          // (n_threads)
+    std::vector<int32_t> row_seq_;      // (max_rows) sequence of each row
+    std::vector<int32_t> page_writer_;  // (n_pages) sequence that writes it in the checked step, or -1
+    std::vector<const Sampler*> sampler_order_;  // (max_rows) sorted samplers of the checked step
+    std::vector<Segment> segments_;              // room for the widest LinearOp
+    std::vector<ThreadScratch> threads_;         // (n_threads)
 
     const StepInput* input_ = nullptr;  // of the step in flight
     std::span<RowScore> scores_;

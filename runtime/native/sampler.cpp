@@ -25,10 +25,12 @@ void check(const SamplerSettings& s) {
     require(s.top_p > 0 && s.top_p <= 1, "top_p", "above 0 and at most 1");
     require(s.min_p >= 0 && s.min_p <= 1, "min_p", "between 0 and 1");
     require(s.repeat_penalty > 0 && s.repeat_penalty <= 100, "repeat_penalty", "above 0 and at most 100");
-    require(s.repeat_last_n >= -1 && s.repeat_last_n <= kMaxRepeatLastN, "repeat_last_n", "between -1 (all) and 65536");
+    require(s.repeat_last_n >= -1 && s.repeat_last_n <= kMaxRepeatLastN, "repeat_last_n",
+            "between -1 (all) and 65536");
     require(std::fabs(s.presence_penalty) <= 100, "presence_penalty", "between -100 and 100");
     require(std::fabs(s.frequency_penalty) <= 100, "frequency_penalty", "between -100 and 100");
-    require(s.top_logprobs >= -1 && s.top_logprobs <= kMaxTopLogprobs, "top_logprobs", "between -1 (none) and 20");
+    require(s.top_logprobs >= -1 && s.top_logprobs <= kMaxTopLogprobs, "top_logprobs",
+            "between -1 (none) and 20");
     require(s.logit_bias.size() <= kMaxLogitBiases, "logit_bias", "a list of at most 65536 entries");
     for (const auto& [token, bias] : s.logit_bias) {
         require(std::fabs(bias) <= 1e6F, "logit_bias", "made of values between -1e6 and 1e6");
@@ -109,7 +111,9 @@ int64_t apply_top_p(const float* values, int32_t* candidates, int64_t count, boo
         std::iter_swap(candidates, std::min_element(candidates, candidates + count, better));
     }
     const double largest = values[candidates[0]];
-    const auto weight = [&](int64_t i) { return std::exp(static_cast<double>(values[candidates[i]]) - largest); };
+    const auto weight = [&](int64_t i) {
+        return std::exp(static_cast<double>(values[candidates[i]]) - largest);
+    };
     double total = 0;
     for (int64_t i = 0; i < count; ++i) total += weight(i);
 
@@ -154,8 +158,8 @@ int64_t SamplerScratch::bytes(int64_t n_vocab) {
 Sampler::Sampler(SamplerSettings settings) : settings_(std::move(settings)) {
     check(settings_);
     const int32_t window = settings_.repeat_last_n == -1 ? kMaxRepeatLastN : settings_.repeat_last_n;
-    const bool penalties = settings_.repeat_penalty != 1 || settings_.presence_penalty != 0 ||
-                           settings_.frequency_penalty != 0;
+    const bool penalties =
+        settings_.repeat_penalty != 1 || settings_.presence_penalty != 0 || settings_.frequency_penalty != 0;
     window_.resize(penalties ? static_cast<size_t>(window) : 0, -1);
 }
 
@@ -164,9 +168,7 @@ void Sampler::accept(int32_t token) noexcept {
     ++n_accepted_;
 }
 
-bool Sampler::changes_logits() const noexcept {
-    return !window_.empty() || !settings_.logit_bias.empty();
-}
+bool Sampler::changes_logits() const noexcept { return !window_.empty() || !settings_.logit_bias.empty(); }
 
 void Sampler::apply_bias_and_penalties(float* values, int64_t n_vocab, int32_t* counts) const noexcept {
     const auto bounded = [](float x) { return std::clamp(x, -kLargestLogit, kLargestLogit); };
@@ -244,10 +246,13 @@ RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32
 
     const int32_t top = sampler == nullptr ? -1 : sampler->settings().top_logprobs;
     const double log_total = top >= 0 || target >= 0 ? log_sum_exp(logits, n_vocab) : 0;
-    const auto logprob = [&](int32_t id) { return static_cast<float>(static_cast<double>(logits[id]) - log_total); };
+    const auto logprob = [&](int32_t id) {
+        return static_cast<float>(static_cast<double>(logits[id]) - log_total);
+    };
     if (target >= 0) score.target_logprob = logprob(target);
     if (top > 0) {
-        const int64_t count = best_of_all(logits, n_vocab, std::min<int64_t>(top, n_vocab), scratch.candidates.data());
+        const int64_t count =
+            best_of_all(logits, n_vocab, std::min<int64_t>(top, n_vocab), scratch.candidates.data());
         for (int64_t i = 0; i < count; ++i) {
             score.top_ids[i] = scratch.candidates[static_cast<size_t>(i)];
             score.top_logprobs[i] = logprob(score.top_ids[i]);

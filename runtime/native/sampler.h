@@ -1,8 +1,8 @@
 // Choosing a token from one row of logits, and the log-probabilities that callers ask for.
 //
-// Order of the transforms, as llama.cpp's default chain: logit bias, penalties, top-k, top-p, min-p, temperature,
-// draw.  A draw depends on (seed, how many tokens this sampler has drawn) and the logits, on nothing else: the
-// same request gives the same text whatever else is in the batch.
+// Order of the transforms, as llama.cpp's default chain: logit bias, penalties, top-k, top-p, min-p,
+// temperature, draw.  A draw depends on (seed, how many tokens this sampler has drawn) and the logits, on
+// nothing else: the same request gives the same text whatever else is in the batch.
 #pragma once
 
 #include <cstddef>
@@ -17,17 +17,19 @@ constexpr int32_t kMaxRepeatLastN = 1 << 16;
 constexpr size_t kMaxLogitBiases = 1 << 16;
 
 struct SamplerSettings {
-    float temperature = 0.8F;        // 0: the best token, ties to the lowest id
-    int32_t top_k = 40;              // 0: off
-    float top_p = 0.95F;             // 1: off
-    float min_p = 0.05F;             // 0: off
-    float repeat_penalty = 1.0F;     // 1: off
-    int32_t repeat_last_n = 64;      // tokens that the penalties look back on, prompt included; -1: as many as kept
+    float temperature = 0.8F;     // 0: the best token, ties to the lowest id
+    int32_t top_k = 40;           // 0: off
+    float top_p = 0.95F;          // 1: off
+    float min_p = 0.05F;          // 0: off
+    float repeat_penalty = 1.0F;  // 1: off
+    int32_t repeat_last_n =
+        64;  // tokens that the penalties look back on, prompt included; -1: as many as kept
     float presence_penalty = 0.0F;
     float frequency_penalty = 0.0F;
     std::vector<std::pair<int32_t, float>> logit_bias;  // ids outside the vocabulary are ignored
     uint64_t seed = 0;
-    int32_t top_logprobs = -1;       // -1: no log-probabilities at all; 0: of the drawn token; n: and of the n best
+    int32_t top_logprobs =
+        -1;  // -1: no log-probabilities at all; 0: of the drawn token; n: and of the n best
 };
 
 // Working memory of one thread, taken once.
@@ -43,12 +45,12 @@ struct SamplerScratch {
 
 // What one row of logits gave.  Log-probabilities are those of the raw logits; NaN where nobody asked.
 struct RowScore {
-    int32_t token = -1;                      // drawn token, or -1
-    float logprob;                           // of the drawn token
-    float target_logprob;                    // of the wanted token
-    int32_t top_ids[kMaxTopLogprobs];        // best first, ties to the lowest id; -1 behind the wanted number
-    float top_logprobs[kMaxTopLogprobs];     // NaN behind the wanted number
-    bool finite = true;                      // false: a logit was NaN or infinite and nothing was drawn
+    int32_t token = -1;                   // drawn token, or -1
+    float logprob;                        // of the drawn token
+    float target_logprob;                 // of the wanted token
+    int32_t top_ids[kMaxTopLogprobs];     // best first, ties to the lowest id; -1 behind the wanted number
+    float top_logprobs[kMaxTopLogprobs];  // NaN behind the wanted number
+    bool finite = true;                   // false: a logit was NaN or infinite and nothing was drawn
 };
 
 class Sampler {

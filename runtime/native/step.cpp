@@ -20,7 +20,9 @@ constexpr int64_t kManyRowsChunk = 64;
 // Elements that elementwise work hands out at once.
 constexpr int64_t kChunkElements = 8 << 10;
 
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument("bad step plan: " + message); }
+[[noreturn]] void refuse(const std::string& message) {
+    throw std::invalid_argument("bad step plan: " + message);
+}
 
 std::string str(int64_t value) { return std::to_string(value); }
 
@@ -37,13 +39,15 @@ void check_starts(const char* name, std::span<const int32_t> starts, int64_t end
         refuse(std::string(name) + " must run from 0 to " + str(end));
     }
     for (size_t i = 1; i < starts.size(); ++i) {
-        if (starts[i] <= starts[i - 1]) refuse(std::string(name) + " must increase, at index " + str(int64_t(i)));
+        if (starts[i] <= starts[i - 1])
+            refuse(std::string(name) + " must increase, at index " + str(int64_t(i)));
     }
 }
 
 }  // namespace
 
-// ---- the check ------------------------------------------------------------------------------------------------
+// ---- the check
+// ------------------------------------------------------------------------------------------------
 
 void Program::check_sequence(const StepInput& input, int64_t seq) {
     const auto at = static_cast<size_t>(seq);
@@ -54,8 +58,8 @@ void Program::check_sequence(const StepInput& input, int64_t seq) {
     const int32_t first = input.positions[static_cast<size_t>(begin)];
     const int64_t last = int64_t{first} + (end - begin) - 1;
     if (first < 0 || last >= n_pages * arena_->shape().page_tokens) {
-        refuse("positions " + str(first) + " to " + str(last) + " of sequence " + str(seq) + " do not fit its " +
-               str(n_pages) + " pages");
+        refuse("positions " + str(first) + " to " + str(last) + " of sequence " + str(seq) +
+               " do not fit its " + str(n_pages) + " pages");
     }
     for (int32_t row = begin; row < end; ++row) {
         if (input.positions[static_cast<size_t>(row)] != first + (row - begin)) {
@@ -89,7 +93,8 @@ void Program::check_pages(const StepInput& input) {
             const int32_t page = input.pages[static_cast<size_t>(i)];
             const int32_t writer = page_writer_[static_cast<size_t>(page)];
             if (writer != -1 && writer != seq) {
-                refuse("page " + str(page) + " is written by sequence " + str(writer) + " and read by " + str(seq));
+                refuse("page " + str(page) + " is written by sequence " + str(writer) + " and read by " +
+                       str(seq));
             }
         }
     }
@@ -106,7 +111,8 @@ void Program::check_step(const StepInput& input) {
     if (input.seq_starts.size() < 2 || input.page_starts.size() != input.seq_starts.size()) {
         refuse("seq_starts and page_starts must hold one entry more than there are sequences");
     }
-    if (n_out > settings_.max_rows) refuse(str(n_out) + " output rows, a step takes " + str(settings_.max_rows));
+    if (n_out > settings_.max_rows)
+        refuse(str(n_out) + " output rows, a step takes " + str(settings_.max_rows));
     if (input.targets.size() != input.out_rows.size() || input.samplers.size() != input.out_rows.size()) {
         refuse("out_rows, samplers and targets differ in length");
     }
@@ -116,13 +122,15 @@ void Program::check_step(const StepInput& input) {
     for (int64_t seq = 0; seq < n_seqs; ++seq) check_sequence(input, seq);
     check_pages(input);
     for (const int32_t token : input.tokens) {
-        if (token < 0 || token >= settings_.n_vocab) refuse("token " + str(token) + " is not in the vocabulary");
+        if (token < 0 || token >= settings_.n_vocab)
+            refuse("token " + str(token) + " is not in the vocabulary");
     }
     for (const int32_t row : input.out_rows) {
         if (row < 0 || row >= n_rows) refuse("output row " + str(row) + " is not a row of the step");
     }
     for (const int32_t target : input.targets) {
-        if (target < -1 || target >= settings_.n_vocab) refuse("target " + str(target) + " is not in the vocabulary");
+        if (target < -1 || target >= settings_.n_vocab)
+            refuse("target " + str(target) + " is not in the vocabulary");
     }
     auto* order_end = std::copy(input.samplers.begin(), input.samplers.end(), sampler_order_.data());
     std::sort(sampler_order_.data(), order_end);
@@ -131,7 +139,8 @@ void Program::check_step(const StepInput& input) {
     }
 }
 
-// ---- the step -------------------------------------------------------------------------------------------------
+// ---- the step
+// -------------------------------------------------------------------------------------------------
 
 void Program::step(const StepInput& input, std::span<RowScore> scores) noexcept {
     input_ = &input;
@@ -160,7 +169,8 @@ void Program::prepare_rows() noexcept {
     const auto n_seqs = static_cast<int32_t>(input_->seq_starts.size()) - 1;
     for (int32_t seq = 0; seq < n_seqs; ++seq) {
         const auto at = static_cast<size_t>(seq);
-        std::fill(row_seq_.begin() + input_->seq_starts[at], row_seq_.begin() + input_->seq_starts[at + 1], seq);
+        std::fill(row_seq_.begin() + input_->seq_starts[at], row_seq_.begin() + input_->seq_starts[at + 1],
+                  seq);
     }
     const int64_t n_pairs = settings_.n_rot / 2;
     if (n_pairs == 0) return;
@@ -274,7 +284,8 @@ void Program::multiply(const Buffer& in, int64_t first_row, int64_t n_rows, std:
             const Segment& s = segments[at];
             const int64_t begin = (chunk - s.first_chunk) * s.chunk_rows;
             const int64_t end = std::min(begin + s.chunk_rows, s.weight->n_out);
-            matmul(*s.weight, in, first_row, n_rows, begin, end, s.out, s.out_stride, s.bias, accumulate, thread);
+            matmul(*s.weight, in, first_row, n_rows, begin, end, s.out, s.out_stride, s.bias, accumulate,
+                   thread);
         }
     });
 }
@@ -284,13 +295,16 @@ void Program::run(const LinearOp& op) noexcept {
     for (size_t i = 0; i < op.targets.size(); ++i) {
         const LinearTarget& target = op.targets[i];
         const Buffer& out = buffers_[static_cast<size_t>(target.out)];
-        const float* bias = target.bias == -1
-                                ? nullptr
-                                : reinterpret_cast<const float*>(vectors_[static_cast<size_t>(target.bias)].data);
-        segments_[i] = Segment{&matrices_[static_cast<size_t>(target.weight)], bias, out.data, out.stride, 0, 0};
+        const float* bias =
+            target.bias == -1
+                ? nullptr
+                : reinterpret_cast<const float*>(vectors_[static_cast<size_t>(target.bias)].data);
+        segments_[i] =
+            Segment{&matrices_[static_cast<size_t>(target.weight)], bias, out.data, out.stride, 0, 0};
     }
     multiply(in, 0, n_rows_, std::span(segments_).first(op.targets.size()), op.accumulate);
-    for (const LinearTarget& target : op.targets) quantize_rows(buffers_[static_cast<size_t>(target.out)], n_rows_);
+    for (const LinearTarget& target : op.targets)
+        quantize_rows(buffers_[static_cast<size_t>(target.out)], n_rows_);
 }
 
 void Program::run(const GatedLinearOp& op) noexcept {
@@ -302,7 +316,8 @@ void Program::run(const GatedLinearOp& op) noexcept {
     const int64_t chunks_at_once = 2 * out.width * in.width * n_rows_ < kSerialMultiplies ? n_chunks : 1;
     // Rows [begin, begin + n) of a weight, as a weight of its own, so that its results start at column 0.
     const auto rows_of = [](const Tensor& weight, int64_t begin) {
-        return Tensor{nullptr, {}, weight.data + begin * weight.row_bytes, weight.type, kGatedChunk, weight.n_in,
+        return Tensor{nullptr,         {},          weight.data + begin * weight.row_bytes,
+                      weight.type,     kGatedChunk, weight.n_in,
                       weight.row_bytes};
     };
     pool_->parallel_for(n_chunks, chunks_at_once, [&](int thread, int64_t first, int64_t last) noexcept {
@@ -340,16 +355,18 @@ void Program::rotate_and_append(const AttentionOp& op) noexcept {
         };
         for (int64_t head = 0; head < op.n_heads; ++head) rotate(q.row(row) + head * shape.head_dim);
         const int64_t position = input_->positions[static_cast<size_t>(row)];
-        const int32_t first_page = input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
+        const int32_t first_page =
+            input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
         const int64_t page = input_->pages[static_cast<size_t>(first_page + position / shape.page_tokens)];
         const int64_t offset_bytes = position % shape.page_tokens * arena_->row_bytes();
         for (int64_t head = 0; head < shape.n_kv_heads; ++head) {
             float* key = k.row(row) + head * shape.head_dim;
             const float* value = v.row(row) + head * shape.head_dim;
             rotate(key);
-            kernels_.store_kv(key, arena_->keys(page, op.layer, head) + offset_bytes, shape.head_dim, shape.kv_type);
-            kernels_.store_kv(value, arena_->values(page, op.layer, head) + offset_bytes, shape.head_dim,
-                              shape.kv_type);
+            cache_kernels_.store_kv(key, arena_->keys(page, op.layer, head) + offset_bytes, shape.head_dim,
+                                    shape.kv_type);
+            cache_kernels_.store_kv(value, arena_->values(page, op.layer, head) + offset_bytes,
+                                    shape.head_dim, shape.kv_type);
         }
     });
 }
@@ -374,7 +391,8 @@ void Program::attend(const AttentionOp& op) noexcept {
             const int64_t row = item % n_rows_;
             const int64_t positions = input_->positions[static_cast<size_t>(row)] + int64_t{1};
             const int64_t n_pages = (positions + shape.page_tokens - 1) / shape.page_tokens;
-            const int32_t first_page = input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
+            const int32_t first_page =
+                input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
             for (int64_t i = 0; i < n_pages; ++i) {
                 const int64_t page = input_->pages[static_cast<size_t>(first_page + i)];
                 scratch.key_pages[static_cast<size_t>(i)] = arena_->keys(page, op.layer, head);
@@ -392,7 +410,7 @@ void Program::attend(const AttentionOp& op) noexcept {
             args.scale = op.scale;
             args.scratch = reinterpret_cast<float*>(scratch.attention.get());
             args.out = out.row(row) + head * group * shape.head_dim;
-            kernels_.attention(args);
+            cache_kernels_.attention(args);
         }
     });
 }

@@ -19,7 +19,8 @@ inline void cpu_relax() {
 #endif
 }
 
-// Long enough to bridge the serial work between two regions of a step, short enough to cost nothing when idle.
+// Long enough to bridge the serial work between two regions of a step, short enough to cost nothing when
+// idle.
 constexpr std::chrono::microseconds kSpin{40};
 constexpr int kPausesPerClockRead = 32;
 
@@ -40,8 +41,8 @@ bool spin_until(const Ready& ready) {
 
 ThreadPool::ThreadPool(int n_threads) {
     if (n_threads < 1 || n_threads > kMaxThreads) {
-        throw std::invalid_argument("n_threads must lie between 1 and " + std::to_string(kMaxThreads) + ", got " +
-                                    std::to_string(n_threads));
+        throw std::invalid_argument("n_threads must lie between 1 and " + std::to_string(kMaxThreads) +
+                                    ", got " + std::to_string(n_threads));
     }
     workers_.reserve(static_cast<size_t>(n_threads - 1));
     try {
@@ -98,7 +99,8 @@ void ThreadPool::wait_for_workers() noexcept {
 bool ThreadPool::enter_region(uint32_t& seen) noexcept {
     uint64_t state = state_.load(std::memory_order_acquire);
     while ((state & kOpen) != 0 && static_cast<uint32_t>(state >> 32) != seen) {
-        if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel,
+                                         std::memory_order_acquire)) {
             seen = static_cast<uint32_t>(state >> 32);
             return true;
         }

@@ -1,9 +1,10 @@
 // The worker threads of the step executor.
 //
-// One region at a time: the caller publishes a function and a count, every awake thread takes chunks of indices
-// from one atomic counter, and the caller returns when all chunks are done.  A worker that is not scheduled in
-// time simply misses the region, so a busy neighbour on one core costs its share and never a stall at each
-// barrier.  Between regions workers spin for a moment and then sleep in the kernel: idle costs nothing.
+// One region at a time: the caller publishes a function and a count, every awake thread takes chunks of
+// indices from one atomic counter, and the caller returns when all chunks are done.  A worker that is not
+// scheduled in time simply misses the region, so a busy neighbour on one core costs its share and never a
+// stall at each barrier.  Between regions workers spin for a moment and then sleep in the kernel: idle costs
+// nothing.
 #pragma once
 
 #include <atomic>

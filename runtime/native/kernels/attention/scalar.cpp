@@ -39,6 +39,10 @@ void store_q8_0(const float* x, uint8_t* out, int64_t n) {
 }
 
 void store_kv(const float* x, uint8_t* out, int64_t head_dim, KvType type) {
+    if (type == KvType::F32) {
+        std::memcpy(out, x, static_cast<size_t>(head_dim) * sizeof(float));
+        return;
+    }
     type == KvType::F16 ? store_f16(x, out, head_dim) : store_q8_0(x, out, head_dim);
 }
 
@@ -47,7 +51,9 @@ void store_kv(const float* x, uint8_t* out, int64_t head_dim, KvType type) {
 void attention(const AttentionArgs& args) {
     const int64_t head_dim = args.head_dim, group = args.group;
     const int64_t row_bytes = kv_row_bytes(args.kv_type, head_dim);
-    auto expand = args.kv_type == KvType::F16 ? dequantize_f16 : dequantize_q8_0;
+    auto expand = args.kv_type == KvType::F32   ? dequantize_f32
+                  : args.kv_type == KvType::F16 ? dequantize_f16
+                                                : dequantize_q8_0;
     float* row = args.scratch;       // (head_dim) one key or value
     float* max = row + head_dim;     // (group) running maximum of the scores
     float* total = max + group;      // (group) running sum of the weights
