@@ -105,6 +105,8 @@ int Program::add_matrix(Tensor tensor) {
         fail("tensor ", tensor.name, ": bad shape ", str(tensor.n_out), " x ", str(tensor.n_in), " for type ",
              traits.name);
     }
+    tensor.expand = kernels_.act_form[id] != ActForm::F32 && tensor.n_in < kShortRow;
+    tensor.form = tensor.expand ? ActForm::F32 : kernels_.act_form[id];
     tensor.row_bytes = tensor.n_in / traits.block_elements * traits.block_bytes;
     matrices_.push_back(std::move(tensor));
     return static_cast<int>(matrices_.size()) - 1;
@@ -145,8 +147,7 @@ void Program::check_weight(int weight, int in, int64_t n_out) {
         fail("tensor ", tensor.name, ": is ", str(tensor.n_out), " x ", str(tensor.n_in), " instead of ",
              str(n_out), " x ", str(buffer(in).width));
     }
-    buffers_[static_cast<size_t>(in)].forms |=
-        form_bit(kernels_.act_form[static_cast<uint32_t>(tensor.type)]);
+    buffers_[static_cast<size_t>(in)].forms |= form_bit(tensor.form);
 }
 
 void Program::check_op(const EmbedOp& op) {
@@ -277,13 +278,13 @@ void Program::allocate_scratch() {
     const int64_t gated_bytes = floats(settings_.max_rows * kGatedChunk);
     const auto n_pages = static_cast<size_t>(shape.n_pages);
     for (int i = 0; i < pool_->size(); ++i) {
-        threads_.push_back(
-            ThreadScratch{allocate_aligned(floats(widest)), allocate_aligned(floats(attention_floats)),
-                          allocate_aligned(gated_bytes), allocate_aligned(gated_bytes),
-                          std::vector<const uint8_t*>(n_pages), std::vector<const uint8_t*>(n_pages),
-                          SamplerScratch(settings_.n_vocab)});
-        scratch_bytes_ += floats(widest) + floats(attention_floats) + 2 * gated_bytes +
-                          2 * shape.n_pages * static_cast<int64_t>(sizeof(uint8_t*)) +
+        threads_.push_back(ThreadScratch{
+            allocate_aligned(floats(widest)), allocate_aligned(floats(kExpandedRows * kShortRow)),
+            allocate_aligned(floats(attention_floats)), allocate_aligned(gated_bytes),
+            allocate_aligned(gated_bytes), std::vector<const uint8_t*>(n_pages),
+            std::vector<const uint8_t*>(n_pages), SamplerScratch(settings_.n_vocab)});
+        scratch_bytes_ += floats(widest) + floats(kExpandedRows * kShortRow) + floats(attention_floats) +
+                          2 * gated_bytes + 2 * shape.n_pages * static_cast<int64_t>(sizeof(uint8_t*)) +
                           SamplerScratch::bytes(settings_.n_vocab);
     }
     row_seq_.resize(static_cast<size_t>(settings_.max_rows));

@@ -29,6 +29,8 @@ struct Tensor {
     int64_t n_out;  // rows; 1 for a vector
     int64_t n_in;   // elements of a row
     int64_t row_bytes;
+    ActForm form = ActForm::F32;  // in which the matmul reads its input; set by add_matrix
+    bool expand = false;          // multiply expanded rows: see kShortRow
 };
 
 // Memory that starts on a cache line, zeroed.
@@ -42,6 +44,11 @@ AlignedArray<uint8_t> allocate_aligned(int64_t bytes);
 // Rows of gate and up computed together and multiplied while they are in cache.  A multiple of every vector
 // width, so that each element goes through the same instructions wherever the chunks lie.
 constexpr int64_t kGatedChunk = 64;
+
+// Rows shorter than this are expanded to floats and meet activations that are not quantized: on rows this
+// short rounding activations to int8 saves nothing, and its noise alone moves log-probabilities by up to 0.1.
+constexpr int64_t kShortRow = 256;
+constexpr int64_t kExpandedRows = 16;  // weight rows expanded at once
 
 constexpr int kNumActForms = 3;
 inline uint32_t form_bit(ActForm form) { return 1U << static_cast<uint32_t>(form); }
@@ -185,6 +192,7 @@ class Program {
     // Scratch of one thread, all of it taken in finish().
     struct ThreadScratch {
         AlignedArray<uint8_t> row;                // (widest n_in) floats: MatmulArgs::scratch
+        AlignedArray<uint8_t> expanded;           // (kExpandedRows, kShortRow) floats
         AlignedArray<uint8_t> attention;          // attention_scratch_floats(...) floats
         AlignedArray<uint8_t> gate;               // (max_rows, kGatedChunk) floats
         AlignedArray<uint8_t> up;                 // (max_rows, kGatedChunk) floats
@@ -236,6 +244,7 @@ class Program {
     void matmul(const Tensor& weight, const Buffer& in, int64_t first_row, int64_t n_rows, int64_t begin,
                 int64_t end, float* out, int64_t out_stride, const float* bias, bool accumulate,
                 int thread) noexcept;
+    void expand_and_multiply(const Tensor& weight, MatmulArgs args, float* expanded) noexcept;
     void quantize_row(const Buffer& buffer, int64_t row) noexcept;
     void quantize_rows(const Buffer& buffer, int64_t n_rows) noexcept;
     template <typename RowBody>

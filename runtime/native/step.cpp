@@ -240,16 +240,15 @@ void Program::run(const HeadNormOp& op) noexcept {
 void Program::matmul(const Tensor& weight, const Buffer& in, int64_t first_row, int64_t n_rows, int64_t begin,
                      int64_t end, float* out, int64_t out_stride, const float* bias, bool accumulate,
                      int thread) noexcept {
-    const auto type = static_cast<uint32_t>(weight.type);
-    const ActForm form = kernels_.act_form[type];
-    const auto index = static_cast<size_t>(form);
+    ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
+    const auto index = static_cast<size_t>(weight.form);
     MatmulArgs args{};
     args.weight = weight.data;
     args.row_bytes = weight.row_bytes;
     args.n_in = weight.n_in;
     args.out_begin = begin;
     args.out_end = end;
-    if (form == ActForm::F32) {
+    if (weight.form == ActForm::F32) {
         args.act_stride = in.stride * static_cast<int64_t>(sizeof(float));
         args.act = reinterpret_cast<const uint8_t*>(in.row(first_row));
     } else {
@@ -261,8 +260,34 @@ void Program::matmul(const Tensor& weight, const Buffer& in, int64_t first_row, 
     args.out_stride = out_stride;
     args.bias = bias;
     args.accumulate = accumulate;
-    args.scratch = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].row.get());
-    kernels_.matmul[type](args);
+    args.scratch = reinterpret_cast<float*>(scratch.row.get());
+    if (weight.expand) {
+        expand_and_multiply(weight, args, reinterpret_cast<float*>(scratch.expanded.get()));
+    } else {
+        kernels_.matmul[static_cast<uint32_t>(weight.type)](args);
+    }
+}
+
+// The matmul of args with the weight's rows as floats; expanded is (kExpandedRows, kShortRow).
+void Program::expand_and_multiply(const Tensor& weight, MatmulArgs args, float* expanded) noexcept {
+    const auto dequantize = kernels_.dequantize_row[static_cast<uint32_t>(weight.type)];
+    const int64_t begin = args.out_begin;
+    const int64_t end = args.out_end;
+    float* out = args.out;
+    const float* bias = args.bias;
+    args.weight = reinterpret_cast<const uint8_t*>(expanded);
+    args.row_bytes = kShortRow * static_cast<int64_t>(sizeof(float));
+    for (int64_t first = begin; first < end; first += kExpandedRows) {
+        const int64_t n = std::min(kExpandedRows, end - first);
+        for (int64_t i = 0; i < n; ++i) {
+            dequantize(weight.data + (first + i) * weight.row_bytes, expanded + i * kShortRow, weight.n_in);
+        }
+        args.out_begin = 0;
+        args.out_end = n;
+        args.out = out + first;
+        args.bias = bias == nullptr ? nullptr : bias + first;
+        kernels_.matmul[static_cast<uint32_t>(Type::F32)](args);
+    }
 }
 
 // All weights of the segments against rows [first_row, first_row + n_rows) of `in`, in one region.
@@ -316,9 +341,9 @@ void Program::run(const GatedLinearOp& op) noexcept {
     const int64_t chunks_at_once = 2 * out.width * in.width * n_rows_ < kSerialMultiplies ? n_chunks : 1;
     // Rows [begin, begin + n) of a weight, as a weight of its own, so that its results start at column 0.
     const auto rows_of = [](const Tensor& weight, int64_t begin) {
-        return Tensor{nullptr,         {},          weight.data + begin * weight.row_bytes,
-                      weight.type,     kGatedChunk, weight.n_in,
-                      weight.row_bytes};
+        return Tensor{nullptr,          {},          weight.data + begin * weight.row_bytes,
+                      weight.type,      kGatedChunk, weight.n_in,
+                      weight.row_bytes, weight.form, weight.expand};
     };
     pool_->parallel_for(n_chunks, chunks_at_once, [&](int thread, int64_t first, int64_t last) noexcept {
         auto* gates = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].gate.get());

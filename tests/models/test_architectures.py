@@ -50,7 +50,7 @@ def test_agrees_with_numpy(tmp_path, name):
 @pytest.mark.parametrize("level", kernel_levels())
 @pytest.mark.parametrize(
     ("quant", "tolerance"),
-    [("F16", 0.01), ("BF16", 0.01), ("Q8_0", INT8_ACTIVATION_TOLERANCE), ("Q4_0", INT8_ACTIVATION_TOLERANCE)],
+    [("F16", F32_TOLERANCE), ("BF16", F32_TOLERANCE), ("Q8_0", F32_TOLERANCE), ("Q4_0", F32_TOLERANCE)],
 )
 def test_quantized_weights(tmp_path, level, quant, tolerance):
     path = write_tiny(tmp_path / "m.gguf", Tiny(quant=quant))
