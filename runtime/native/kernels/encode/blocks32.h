@@ -128,7 +128,7 @@ QUANTD_INLINE void try_step(const Sub32& sub, const Lanes& step, Lanes& best_ste
 QUANTD_INLINE Lanes search_q5_0(const Sub32& sub, const Lanes& extreme) {
     const Lanes zero = all(0.0f);
     Lanes best_step = zero, best_gain = zero;
-    for (int step = 0; step < kGridSteps; ++step) {
+    for (int step = 0; step < kSymmetricSteps; ++step) {
         const float numerator = -(16.0f + (kSymmetricFirst + kGridStep * static_cast<float>(step)));
         const Lanes inverse = all(numerator) / extreme;
         Lanes sum_qx = zero, sum_qq = zero;

@@ -10,6 +10,24 @@ constexpr int kParts = kLanes / kPartFloats;
 typedef float Part __attribute__((vector_size(kPartFloats * sizeof(float))));
 typedef int32_t PartBits __attribute__((vector_size(kPartFloats * sizeof(float))));
 
+// u < v ? u : v and u > v ? u : v, which is what the x86 instructions compute; the compiler, which must not
+// assume that, would take a compare and a blend for each.
+#if defined(__SSE2__)
+QUANTD_INLINE __m128 part_min(__m128 u, __m128 v) { return _mm_min_ps(u, v); }
+QUANTD_INLINE __m128 part_max(__m128 u, __m128 v) { return _mm_max_ps(u, v); }
+#if defined(__AVX2__)
+QUANTD_INLINE __m256 part_min(__m256 u, __m256 v) { return _mm256_min_ps(u, v); }
+QUANTD_INLINE __m256 part_max(__m256 u, __m256 v) { return _mm256_max_ps(u, v); }
+#endif
+#if defined(__AVX512F__)
+QUANTD_INLINE __m512 part_min(__m512 u, __m512 v) { return _mm512_min_ps(u, v); }
+QUANTD_INLINE __m512 part_max(__m512 u, __m512 v) { return _mm512_max_ps(u, v); }
+#endif
+#else
+QUANTD_INLINE Part part_min(const Part& u, const Part& v) { return u < v ? u : v; }
+QUANTD_INLINE Part part_max(const Part& u, const Part& v) { return u > v ? u : v; }
+#endif
+
 struct Lanes {
     Part part[kParts];
 };
@@ -30,8 +48,8 @@ QUANTD_LANES_BINARY(operator+, u + v)
 QUANTD_LANES_BINARY(operator-, u - v)
 QUANTD_LANES_BINARY(operator*, u* v)
 QUANTD_LANES_BINARY(operator/, u / v)
-QUANTD_LANES_BINARY(smaller, u < v ? u : v)
-QUANTD_LANES_BINARY(larger, u > v ? u : v)
+QUANTD_LANES_BINARY(smaller, part_min(u, v))
+QUANTD_LANES_BINARY(larger, part_max(u, v))
 #undef QUANTD_LANES_BINARY
 
 QUANTD_INLINE Mask operator<(const Lanes& a, const Lanes& b) {

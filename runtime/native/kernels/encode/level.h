@@ -6,16 +6,22 @@
 #include "blocks.h"
 #include "kernels/encode/encode.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace quantd::encode {
 namespace {
 
-// The search grid: candidates of inverse scale are (max_q + kGridFirst + kGridStep * n) / range.  It holds
-// every point of llama.cpp's grids (-1.0 .. 0.9 for 4 bits, -0.5 .. 0.9 for 5 bits, -0.9 .. 0.9 for the
-// symmetric types).
-constexpr int kGridSteps = 26;
-constexpr float kGridFirst = -1.0f;
-constexpr float kSymmetricFirst = -1.2f;
-constexpr float kGridStep = 0.1f;
+// The search: candidates of inverse scale are (max_q + first + 0.2 n) / range.  The grids span llama.cpp's
+// (-1.0 .. 0.9 for 4 bits, -0.5 .. 0.9 for 5 bits, -0.9 .. 0.9 for the symmetric types) and reach further to
+// scales that clip nothing, which often fit best; steps of 0.1 find nothing that the refinement after it
+// would not.
+constexpr float kGridStep = 0.2f;
+constexpr int kGridSteps = 20;
+constexpr float kGridFirst = -3.0f;
+constexpr int kSymmetricSteps = 24;
+constexpr float kSymmetricFirst = -3.6f;
 // Then candidates around the best fit, as multiples of its inverse scale.
 constexpr int kPolishSteps = 6;
 constexpr float kPolish[kPolishSteps] = {1.0f, 1.0f, 0.985f, 1.015f, 0.97f, 1.0f};

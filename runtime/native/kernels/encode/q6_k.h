@@ -27,7 +27,7 @@ QUANTD_INLINE Lanes search(const Sub16& sub) {
     const Mask alive = all(kTiny) < absolute(sub.extreme);
     const Lanes extreme = select(alive, sub.extreme, all(1.0f));
     Lanes best_scale = zero, best_gain = zero;
-    for (int step = 0; step < kGridSteps; ++step) {
+    for (int step = 0; step < kSymmetricSteps; ++step) {
         const float numerator = -(32.0f + (kSymmetricFirst + kGridStep * static_cast<float>(step)));
         const Lanes inverse = all(numerator) / extreme;
         Lanes sum_qx = zero, sum_qq = zero;
