@@ -138,6 +138,9 @@ class Engine:
         which to come back) or EngineStoppedError.  After a return, exactly one FinishEvent will follow.
         """
         check_request(request, self._model)
+        with self._wake:  # a refusal costs neither a sampler nor a copy of the prompt
+            self._check_open()
+            self._check_room()
         sampler = make_sampler(request, self._sampler_factory)
         sequence = self._scheduler.prepare(request, sampler, time.monotonic())
         with self._wake:
