@@ -246,7 +246,8 @@ def _scratch_bytes(config: ModelShape, settings: RuntimeSettings) -> int:
     floats = 3 * config.n_embd + 2 * q_width + 2 * kv_width + config.n_ff + config.head_dim
     # Quantized copies of what matrices read, in at most two forms of a little more than one byte a value.
     quantized = (config.n_embd + q_width + config.n_ff) * 5 // 2
-    logits_bytes = max(8 << 20, 16 * config.n_vocab)
+    # A tile of logits: 4 to 64 rows, about 8 MiB.
+    logits_bytes = 4 * config.n_vocab * min(rows, max(4, min(64, (2 << 20) // config.n_vocab + 1)))
     # Of a thread: gate and up tiles, one expanded weight row, sampler arrays of 20 bytes an entry.
     thread_bytes = (
         2 * rows * 64 * 4 + 4 * max(config.n_embd, q_width, config.n_ff) + 20 * config.n_vocab + (64 << 10)
