@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter
@@ -27,6 +28,7 @@ from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_pb2, model_service_pb2
 
 
+@functools.cache
 def _documented(model: type[GenerationRequest]) -> dict[str, Any]:
     """The request body for the API page: bodies are read by hand, strictly, and not by the framework."""
     schema = model.model_json_schema()

@@ -14,13 +14,8 @@ from typing import Any
 import jinja2
 
 from daemon.errors import ApiError
-from daemon.text.sandbox import (
-    BUDGET,
-    Budget,
-    TemplateEnvironment,
-    TemplateLimitError,
-    TemplateRefusalError,
-)
+from daemon.text.budget import BUDGET, Budget, TemplateLimitError
+from daemon.text.sandbox import TemplateEnvironment, TemplateRefusalError
 from runtime.gguf import ModelFile
 from runtime.tokenizer import MAX_TEXT_BYTES, Tokenizer
 
