@@ -11,10 +11,10 @@ every number and with what would fit, so that serving never ends in an out-of-me
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from runtime.cpu import usable_cores
 from runtime.errors import MemoryPlanError, RequestError
 from runtime.machine_memory import Available, available_memory, available_memory_bytes
 
@@ -235,7 +235,7 @@ def _n_pages(config: ModelShape, settings: RuntimeSettings, *, page_bytes: int, 
 
 
 def _threads(settings: RuntimeSettings) -> int:
-    return settings.threads or len(os.sched_getaffinity(0))
+    return settings.threads or usable_cores()
 
 
 def _scratch_bytes(config: ModelShape, settings: RuntimeSettings) -> int:

@@ -141,7 +141,7 @@ def test_cancelling_twice_or_nobody_does_nothing():
 
 def test_deadlines_hit_queued_and_running_requests():
     with Running(gated=True, sessions=1, max_step_rows=4) as it:
-        soon_s = time.monotonic() + 0.05
+        soon_s = time.monotonic() + 0.5
         it.engine.submit(request("running", prompt=20, deadline=soon_s))
         it.engine.submit(request("queued", deadline=soon_s))
         it.at_gate()
@@ -381,9 +381,10 @@ def test_an_idle_engine_sleeps_and_its_heart_beats():
         until(lambda: it.engine._idle)
         clock = time.pthread_getcpuclockid(it.engine._thread.ident)
         before_s = time.clock_gettime(clock)
+        begin_s = time.monotonic()
         time.sleep(0.3)
         assert time.clock_gettime(clock) - before_s < 0.01
-        assert time.monotonic() - it.engine.stats().heartbeat_s < 0.2
+        assert it.engine.stats().heartbeat_s >= begin_s + 0.3
 
 
 def test_the_heart_stands_still_in_a_step_that_hangs():
