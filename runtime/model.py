@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime._native import Arena, Program, ThreadPool
 from runtime.cpu import usable_cores
-from runtime.errors import EngineStoppedError, MemoryPlanError, UnsupportedModelError
+from runtime.errors import EngineStoppedError, MemoryPlanError
 from runtime.gguf import ModelFile
 from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 from runtime.models import build_graph
@@ -24,8 +24,6 @@ from runtime.step_plan import StepPlan, StepResult
 from runtime.tokenizer import Tokenizer, build_tokenizer
 
 __all__ = ["LoadedModel", "ModelConfig", "load_model", "read_config"]
-
-Q8_0_BLOCK = 32
 
 
 class LoadedModel:
@@ -117,12 +115,12 @@ class LoadedModel:
 def load_model(path: str | os.PathLike[str], settings: RuntimeSettings | None = None) -> LoadedModel:
     """Open, check and plan a model, then take its memory.
 
-    Raises ModelFormatError, UnsupportedModelError, MemoryPlanError (before any large allocation) or OSError.
+    Raises ModelFormatError, UnsupportedModelError, RequestError for settings that this model cannot be served with,
+    MemoryPlanError (before any large allocation) or OSError.
     """
     settings = settings or RuntimeSettings()
     file = ModelFile.open(path)
     config = read_config(file)
-    _check_kv_type(file, config, settings)
     graph = build_graph(config)
     bind_weights(graph, file)
     plan = plan_memory(file, config, settings)
@@ -166,11 +164,3 @@ def model_name(file: ModelFile) -> str:
 def _chat_template(file: ModelFile) -> str | None:
     key = "tokenizer.chat_template"
     return file.string(key) if file.kind(key) == "string" else None
-
-
-def _check_kv_type(file: ModelFile, config: ModelConfig, settings: RuntimeSettings) -> None:
-    if settings.kv_type == "q8_0" and config.head_dim % Q8_0_BLOCK != 0:
-        raise UnsupportedModelError(
-            f"{file.path}: heads of {config.head_dim} elements cannot be cached as q8_0, which needs a multiple of "
-            f"{Q8_0_BLOCK}; use kv type f16"
-        )

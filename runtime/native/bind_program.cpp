@@ -40,6 +40,9 @@ nb::object new_array(std::initializer_list<size_t> shape, const Fill& fill) {
     return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
 }
 
+// An argument that is never converted: a copy of the wrong type would hide a mistake.
+nb::arg array(const char* name) { return nb::arg(name).noconvert(); }
+
 KvType kv_type_of(const std::string& name) {
     if (name == "f16") return KvType::F16;
     if (name == "q8_0") return KvType::Q8_0;
@@ -107,6 +110,9 @@ nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positio
     std::vector<Sampler*> raw_samplers;
     raw_samplers.reserve(samplers.size());
     for (const nb::object& sampler : samplers) {
+        if (!sampler.is_none() && !nb::isinstance<Sampler>(sampler)) {
+            throw nb::type_error("samplers must hold Sampler objects or None");
+        }
         raw_samplers.push_back(sampler.is_none() ? nullptr : nb::cast<Sampler*>(sampler));
     }
     const std::unique_lock lock(in_step_, std::try_to_lock);
@@ -269,8 +275,8 @@ void init_program(nb::module_& m) {
         .def("describe", [](const BoundProgram& self) { return self.program().describe(); })
         .def_prop_ro("level", [](const BoundProgram& self) { return self.program().kernels().level; })
         .def_prop_ro("scratch_bytes", [](const BoundProgram& self) { return self.program().scratch_bytes(); })
-        .def("step", &BoundProgram::step, "tokens"_a, "positions"_a, "seq_starts"_a, "page_starts"_a,
-             "pages"_a, "out_rows"_a, "samplers"_a, "targets"_a);
+        .def("step", &BoundProgram::step, array("tokens"), array("positions"), array("seq_starts"),
+             array("page_starts"), array("pages"), array("out_rows"), "samplers"_a, array("targets"));
     bind_operations(program);
 }
 

@@ -54,9 +54,10 @@ def test_greedy_continuations(shared_dir, level, kv_type):
             result = runner.step([(0, len(tokens) - 1, tokens[-1:])], [0], [greedy()])
 
 
-@pytest.mark.parametrize("level", kernel_levels())
+@pytest.mark.parametrize("level", [level for level in kernel_levels() if level != "scalar"])
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
 def test_quantized_files(shared_dir, level, kv_type):
+    """The scalar level is left out for its time; tests/kernels compare it with the others."""
     reference = json.loads((shared_dir / "reference" / "quantized.json").read_text())
     assert len(reference["models"]) == 16
     differences = {}
