@@ -41,7 +41,7 @@ nb::object new_array(std::initializer_list<size_t> shape, const Fill& fill) {
 }
 
 // An argument that is never converted: a copy of the wrong type would hide a mistake.
-nb::arg array(const char* name) { return nb::arg(name).noconvert(); }
+auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 KvType kv_type_of(const std::string& name) {
     if (name == "f16") return KvType::F16;

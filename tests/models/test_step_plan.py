@@ -145,7 +145,7 @@ def test_bad_program_settings(changes):
 
 
 def test_operations_that_do_not_fit(runner):
-    program = make_program()
+    program = make_program(n_vocab=96)
     file = runner.file.shards[0]
     x, wide = program.buffer("x", 64), program.buffer("wide", 96)
     norm, down = program.vector(file, "output_norm.weight"), program.matrix(file, "blk.0.ffn_down.weight")
@@ -153,7 +153,7 @@ def test_operations_that_do_not_fit(runner):
     attempts = {
         "buffer": lambda: program.embed(table=up, out=9),
         "matrix": lambda: program.embed(table=99, out=x),
-        "n_vocab": lambda: program.embed(table=up, out=x),
+        "n_vocab": lambda: program.embed(table=down, out=wide),
         "elements": lambda: program.rms_norm(source=wide, weight=norm, out=wide, eps=1e-5),
         "width": lambda: program.rms_norm(source=x, weight=norm, out=wide, eps=1e-5),
         "divide": lambda: program.head_norm(buffer=x, weight=norm, head_dim=7, eps=1e-5),
