@@ -34,6 +34,11 @@ def available_memory_bytes() -> int:
     return available_memory().n_bytes
 
 
+def own_anonymous_bytes(proc: Path = Path("/proc")) -> int:
+    """Anonymous memory that this process holds already, and that `available_memory` therefore no longer counts."""
+    return _fields(proc / "self" / "status").get("RssAnon", 0) * _KIB
+
+
 def _machine(proc: Path, sysfs: Path) -> Available:
     """MemAvailable; where /proc/meminfo is hidden (ProcSubset=pid), the same from the memory nodes or sysinfo(2)."""
     available = _fields(proc / "meminfo").get("MemAvailable")

@@ -16,7 +16,12 @@ from typing import Protocol
 
 from runtime.cpu import usable_cores
 from runtime.errors import MemoryPlanError, RequestError
-from runtime.machine_memory import Available, available_memory, available_memory_bytes
+from runtime.machine_memory import (
+    Available,
+    available_memory,
+    available_memory_bytes,
+    own_anonymous_bytes,
+)
 
 __all__ = [
     "KV_TYPES",
@@ -119,8 +124,8 @@ def plan_memory(
     settings that no machine could serve.
     """
     _check(config, settings)
-    available = available or available_memory()
     process_bytes = _PROCESS_BYTES + _TOKENIZER_ENTRY_BYTES * config.n_vocab
+    available = available or _available_to_us(process_bytes)
     fixed_scratch_bytes = _scratch_bytes(config, settings)
     room_bytes = available.n_bytes - file.size_bytes - fixed_scratch_bytes - process_bytes
     page_bytes = _page_bytes(config, settings.kv_type, settings.page_tokens)
@@ -193,6 +198,12 @@ def _check(config: ModelShape, settings: RuntimeSettings) -> None:
             "session_context_tokens",
             f"a context of {context_tokens} tokens is more than the model was made for, {config.context_length}",
         )
+
+
+def _available_to_us(process_bytes: int) -> Available:
+    """What is available now, and the part of `process_bytes` that this process holds already."""
+    available = available_memory()
+    return replace(available, n_bytes=available.n_bytes + min(own_anonymous_bytes(), process_bytes))
 
 
 def _pages(tokens: int, settings: RuntimeSettings) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.machine_memory import available_memory, available_memory_bytes
+from runtime.machine_memory import available_memory, available_memory_bytes, own_anonymous_bytes
 
 MIB = 1 << 20
 
@@ -143,3 +143,10 @@ def test_without_any_file_the_system_call_answers(tmp_path):
 
 def test_this_machine():
     assert available_memory_bytes() > 16 * MIB
+
+
+def test_what_this_process_holds(machine, tmp_path):
+    machine.write(machine.proc / "self" / "status", "Name:\tpython\nVmRSS:\t  9000 kB\nRssAnon:\t  5000 kB\n")
+    assert own_anonymous_bytes(machine.proc) == 5000 * 1024
+    assert own_anonymous_bytes(tmp_path / "none") == 0
+    assert own_anonymous_bytes() > MIB

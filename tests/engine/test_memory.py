@@ -154,6 +154,17 @@ def test_what_is_said_to_fit_fits():
         assert better.session_share_tokens == better.session_context_tokens
 
 
+def test_what_the_process_holds_already_is_not_counted_twice(monkeypatch):
+    monkeypatch.setattr("runtime.memory.available_memory", lambda: Available(1500 * MIB, "a test"))
+    monkeypatch.setattr("runtime.memory.own_anonymous_bytes", lambda: 60 * MIB)
+    assert plan_memory(File(), Shape(), RuntimeSettings()).available_bytes == 1560 * MIB
+    monkeypatch.setattr(
+        "runtime.memory.own_anonymous_bytes", lambda: 900 * MIB
+    )  # an arena, for the most part
+    it = plan_memory(File(), Shape(), RuntimeSettings())
+    assert it.available_bytes == 1500 * MIB + it.process_bytes
+
+
 def test_weights_that_are_too_big_alone():
     it = plan(900)
     assert not it.fits
