@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
 
-from daemon.errors import ApiError
+from daemon.errors import ApiError, to_api_error
 from daemon.services.call import Call
 from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, Served, not_found
@@ -55,7 +57,8 @@ class ModelService:
         if served is not None and request.name in ("", served.name):
             return rpc.GetModelResponse(model=self._describe_served(served))
         entry = self._find(request.name)
-        return rpc.GetModelResponse(model=await asyncio.to_thread(self._describe, entry))
+        with _without_paths(entry):
+            return rpc.GetModelResponse(model=await asyncio.to_thread(self._describe, entry))
 
     async def load_model(self, request: rpc.LoadModelRequest, call: Call) -> rpc.LoadModelResponse:
         """Serves a model of the folder in the place of the one being served."""
@@ -66,7 +69,8 @@ class ModelService:
         if served is None or served.name != request.name:
             entry = self._find(request.name)
             # A client that goes away must not leave the host between two models: the swap goes on without it.
-            served = await asyncio.shield(asyncio.ensure_future(self._host.load(entry)))
+            with _without_paths(entry):
+                served = await asyncio.shield(asyncio.ensure_future(self._host.load(entry)))
         return rpc.LoadModelResponse(
             model=self._describe_served(served), plan=plan_message(served.model.plan)
         )
@@ -88,7 +92,8 @@ class ModelService:
         settings = _plan_settings(request, self._host.settings)
         served = self._host.served
         entry = served.entry if served and request.name in ("", served.name) else self._find(request.name)
-        plan = await asyncio.to_thread(self._host.parts.plan, entry.path, settings)
+        with _without_paths(entry):
+            plan = await asyncio.to_thread(self._host.parts.plan, entry.path, settings)
         return rpc.PlanMemoryResponse(plan=plan_message(plan))
 
     def _find(self, name: str) -> ModelEntry:
@@ -121,6 +126,17 @@ class ModelService:
                 self._described.clear()
             self._described[entry] = known
         return known
+
+
+@contextlib.contextmanager
+def _without_paths(entry: ModelEntry) -> Iterator[None]:
+    """Errors of the runtime name the file by its path, which is right at a terminal and nothing for clients."""
+    try:
+        yield
+    except QuantdError as failure:
+        error = to_api_error(failure)
+        message = error.message.replace(f"{entry.path.parent}/", "")
+        raise ApiError(error.reason, message, field=error.field, details=error.details) from failure
 
 
 def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:

@@ -1,0 +1,153 @@
+"""Starting and stopping the real daemon: readiness, signals, ports, bad models, systemd's notifications."""
+
+import signal
+import socket
+import threading
+import time
+
+import grpc
+import pytest
+from conftest import Stubs, small
+
+from quantd.v1 import generate_pb2 as pb
+
+
+def long_request(**options):
+    return pb.GenerateRequest(text="Once", options=pb.GenerationOptions(ignore_eos=True, **options))
+
+
+def test_sigterm_drains_and_exits_0(start, models):
+    daemon = start(*small(models))
+    stubs = Stubs(daemon.grpc)
+    context = 200
+    results = []
+
+    def consume():
+        events = list(stubs.generate.Generate(long_request(max_tokens=context)))
+        results.append(events[-1].done.usage.completion_tokens)
+
+    streams = [threading.Thread(target=consume) for _ in range(4)]
+    for stream in streams:
+        stream.start()
+    time.sleep(0.1)
+    code, _ = daemon.stop()
+    for stream in streams:
+        stream.join(10)
+    assert code == 0
+    assert results == [context] * 4
+    stubs.channel.close()
+
+
+def test_a_second_signal_stops_at_once(start, models):
+    daemon = start(
+        *small(models),
+        "--drain-seconds",
+        "600",
+        "--context",
+        "4096",
+        "--kv-budget",
+        "256MiB",
+        "--sessions",
+        "1",
+    )
+    stubs = Stubs(daemon.grpc)
+    ends = []
+
+    def consume():
+        try:
+            list(stubs.generate.Generate(long_request()))
+            ends.append(None)
+        except grpc.RpcError as failure:
+            ends.append(failure.code())
+
+    # Far more work than the seconds that the test gives it.
+    streams = [threading.Thread(target=consume) for _ in range(8)]
+    for stream in streams:
+        stream.start()
+    time.sleep(0.2)
+    daemon.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    code, seconds = daemon.stop()
+    for stream in streams:
+        stream.join(10)
+    assert code == 0
+    assert seconds < 5
+    assert len(ends) == 8
+    assert set(ends) <= {None, grpc.StatusCode.UNAVAILABLE}
+    stubs.channel.close()
+
+
+def test_sigint_of_an_idle_daemon_is_quick(start, models):
+    code, seconds = start(*small(models)).stop(signal.SIGINT)
+    assert code == 0
+    assert seconds < 3
+
+
+@pytest.mark.parametrize("which", ["http", "grpc"])
+def test_two_daemons_never_share_a_port(served, start, models, which):
+    taken = served.url.removeprefix("http://") if which == "http" else served.grpc
+    arguments = [*small(models)]
+    arguments[arguments.index(f"--{which}") + 1] = taken
+    second = start(*arguments, wait=False)
+    assert second.wait(15) == 69
+    assert taken.rsplit(":", 1)[1] in "".join(second.err)
+    assert not second.out
+
+
+def test_grpc_over_a_unix_socket(start, models, tmp_path):
+    arguments = [*small(models)]
+    arguments[arguments.index("--grpc") + 1] = f"unix:{tmp_path}/grpc.sock"
+    daemon = start(*arguments)
+    stubs = Stubs(daemon.grpc)
+    request = pb.GenerateRequest(text="Hi", options=pb.GenerationOptions(max_tokens=2))
+    assert list(stubs.generate.Generate(request))[-1].HasField("done")
+    assert (tmp_path / "grpc.sock").stat().st_mode & 0o007 == 0
+    stubs.channel.close()
+    assert daemon.stop()[0] == 0
+    assert not (tmp_path / "grpc.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "code", "word"),
+    [
+        (b"not a model", (), 65, "broken.gguf"),
+        (None, (), 64, "broken.gguf"),
+        (None, ("--http", "0.0.0.0:0"), 64, "--allow-remote"),
+        (None, ("--sessions", "many"), 64, "--sessions"),
+    ],
+)
+def test_what_cannot_start_says_why(start, tmp_path, *, content, arguments, code, word):
+    path = tmp_path / "broken.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    daemon = start(path, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", *arguments, wait=False)
+    assert daemon.wait(20) == code
+    assert word in "".join(daemon.err)
+    assert "Traceback" not in "".join(daemon.err)
+
+
+def test_a_plan_that_does_not_fit_is_refused(start, models):
+    daemon = start(*small(models), "--kv-budget", "512TiB", wait=False)
+    assert daemon.wait(20) == 75
+    assert "GiB" in "".join(daemon.err)
+
+
+def test_systemd_hears_ready_status_watchdog_and_stopping(start, models, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        daemon = start(
+            *small(models), wait=False, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="600000"
+        )
+        words = []
+
+        def hear_until(word):
+            while not words or not any(line.startswith(word) for line in words[-1].splitlines()):
+                words.append(manager.recv(4096).decode())
+
+        hear_until("READY=1")
+        assert "STATUS=serving demo" in words[-1]
+        hear_until("WATCHDOG=1")
+        daemon.process.send_signal(signal.SIGTERM)
+        hear_until("STOPPING=1")
+        assert daemon.wait() == 0
