@@ -26,8 +26,11 @@ import click
 from daemon.addresses import Address, listen
 from daemon.config import Settings
 from daemon.errors import ApiError
+from daemon.gateway import create_app
+from daemon.gateway.guard import LOOPBACK_HOSTS
 from daemon.http_server import HttpServer
 from daemon.log import get_logger
+from daemon.metrics_page import metrics_page
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
 from daemon.services.build import build_services, find_model
@@ -68,14 +71,18 @@ class Daemon:
 
     async def run(self, entry: ModelEntry | None) -> int:
         """Start, serve, drain; see the module."""
-        from daemon.gateway import create_app  # noqa: PLC0415  FastAPI is slow to import: not before the command is known
-
         listener = listen(self._settings.http, "HTTP")
         http_address = self._settings.http.with_port(listener.getsockname()[1])
         limit = self._settings.sessions + self._settings.max_waiting
         rpc = RpcServer(self._services, max_concurrent=limit)
         grpc_address = rpc.bind(self._settings.grpc)
-        http = HttpServer(create_app(LocalBackend(self._services)), listener)
+        gateway = create_app(
+            LocalBackend(self._services),
+            metrics_app=metrics_page(self._host.metrics),
+            allowed_hosts=LOOPBACK_HOSTS if self._settings.http.is_loopback else None,
+            kv_budget_bytes=self._settings.kv_budget,
+        )
+        http = HttpServer(gateway, listener)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
@@ -170,7 +177,8 @@ class Daemon:
 
     async def _shut_down(self, rpc: RpcServer, http: HttpServer) -> None:
         self._notifier.stopping()
-        log.info("draining", requests=self._host.num_requests)
+        if self._num_signals:
+            log.info("draining", requests=self._host.num_requests)
         self._host.drain()
         await self._host.stop(self._settings.drain_seconds if self._num_signals < 2 else 0.0)
         await asyncio.gather(rpc.stop(LAST_ANSWERS_S), http.stop())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from daemon.addresses import Address
@@ -42,10 +42,11 @@ class Settings(BaseSettings):
     model: str | None = None
     # Folder of GGUF files that clients may name, list, load and quantize.
     models_dir: Path | None = None
+    # Listeners that other machines can reach: this version has no keys and no TLS, so it takes a word of consent.
+    # Stands before the listeners, because their check asks for it.
+    allow_remote: bool = False
     http: Listener = Address("127.0.0.1", 11434)
     grpc: Listener = Address("127.0.0.1", 50051)
-    # Listeners that other machines can reach: this version has no keys and no TLS, so it takes a word of consent.
-    allow_remote: bool = False
     # Bytes of the KV arena; None: 1 GiB, or less where the memory plan says so.
     kv_budget: Annotated[Size, Field(ge=2**16, le=2**50)] | None = None
     kv_type: Literal["f16", "q8_0"] = "f16"
@@ -62,21 +63,18 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @model_validator(mode="after")
-    def _reachable_only_on_purpose(self) -> Settings:
-        if self.http.is_unix:
-            raise ValueError("http: the HTTP listener needs HOST:PORT, not a unix socket")
-        remote = [
-            f"{name} {address}"
-            for name, address in (("http", self.http), ("grpc", self.grpc))
-            if not address.is_loopback
-        ]
-        if remote and not self.allow_remote:
+    @field_validator("http", "grpc")
+    @classmethod
+    def _reachable_only_on_purpose(cls, address: Address, info: ValidationInfo) -> Address:
+        if info.field_name == "http" and address.is_unix:
+            raise ValueError("the HTTP listener needs HOST:PORT, not a unix socket")
+        # allow_remote is missing from the data if it was wrong itself: then that is the error to tell.
+        if not address.is_loopback and not info.data.get("allow_remote", True):
             raise ValueError(
-                f"{' and '.join(remote)}: other machines could reach it, and this version has no keys and no TLS. "
-                "Listen on 127.0.0.1, or allow it with --allow-remote (allow_remote = true) behind a proxy or firewall"
+                "other machines could reach it, and this version has no keys and no TLS; "
+                "listen on 127.0.0.1, or allow it with --allow-remote (allow_remote = true) behind a proxy or firewall"
             )
-        return self
+        return address
 
     @classmethod
     def settings_customise_sources(

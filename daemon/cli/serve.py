@@ -56,9 +56,13 @@ def command(config: Path | None, **flags: Any) -> int:
         -d '{"model": "model", "messages": [{"role": "user", "content": "Hello!"}]}'
     """
     from daemon import log
+    from daemon.addresses import require_free
     from daemon.config import load
 
     settings = load(flags, config)
+    # Before the seconds that it takes to import the rest; the daemon itself checks again when it binds.
+    for address, what in ((settings.http, "HTTP"), (settings.grpc, "gRPC")):
+        require_free(address, what)
     log.set_up(settings.log_format, settings.log_level)
     from daemon.app import serve
 

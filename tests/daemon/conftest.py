@@ -1,21 +1,10 @@
 """A daemon's services over a fake engine, behind a real gRPC server on a free port."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
 import grpc.aio
 import pytest_asyncio
-
-# Test modules are imported without a package: this makes `fakes` importable by its plain name.
-if "fakes" not in sys.modules:
-    spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
-    sys.modules["fakes"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["fakes"])
-
-import fakes
 
 from daemon.addresses import Address
 from daemon.rpc.server import RpcServer
@@ -33,6 +22,7 @@ from quantd.v1 import (
     tokenizer_service_pb2_grpc,
 )
 from runtime.memory import RuntimeSettings
+from tests.daemon import fakes
 
 
 @pytest_asyncio.fixture

@@ -5,13 +5,13 @@ import time
 
 import grpc
 import pytest
-from fakes import CONTEXT_TOKENS
 from google.rpc import error_details_pb2
 
 from daemon.errors import from_rpc_error
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import generate_service_pb2 as rpc
 from runtime.errors import QueueFullError
+from tests.daemon.fakes import CONTEXT_TOKENS
 
 
 async def collect(stream):

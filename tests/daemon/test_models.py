@@ -6,7 +6,6 @@ import socket
 
 import grpc
 import pytest
-from fakes import plan, write_gguf
 
 from daemon.errors import ApiError, from_rpc_error
 from daemon.services.folder import ModelFolder, entry_of, model_name
@@ -15,6 +14,7 @@ from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
 from quantd.v1 import tokenizer_service_pb2
 from runtime.errors import UnsupportedModelError
+from tests.daemon.fakes import plan, write_gguf
 
 
 async def refusal(call):

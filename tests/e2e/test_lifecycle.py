@@ -1,5 +1,7 @@
 """Starting and stopping the real daemon: readiness, signals, ports, bad models, systemd's notifications."""
 
+import os
+import shutil
 import signal
 import socket
 import threading
@@ -7,9 +9,9 @@ import time
 
 import grpc
 import pytest
-from conftest import Stubs, small
 
 from quantd.v1 import generate_pb2 as pb
+from tests.e2e.harness import Stubs, small
 
 
 def long_request(**options):
@@ -39,17 +41,7 @@ def test_sigterm_drains_and_exits_0(start, models):
 
 
 def test_a_second_signal_stops_at_once(start, models):
-    daemon = start(
-        *small(models),
-        "--drain-seconds",
-        "600",
-        "--context",
-        "4096",
-        "--kv-budget",
-        "256MiB",
-        "--sessions",
-        "1",
-    )
+    daemon = start(*small(models), "--drain-seconds", "600", "--sessions", "1")
     stubs = Stubs(daemon.grpc)
     ends = []
 
@@ -126,10 +118,13 @@ def test_what_cannot_start_says_why(start, tmp_path, *, content, arguments, code
     assert "Traceback" not in "".join(daemon.err)
 
 
-def test_a_plan_that_does_not_fit_is_refused(start, models):
-    daemon = start(*small(models), "--kv-budget", "512TiB", wait=False)
+def test_a_plan_that_does_not_fit_is_refused(start, models, tmp_path):
+    model = tmp_path / "big.gguf"
+    shutil.copy(models / "demo.gguf", model)
+    os.truncate(model, 2**40)  # sparse: a terabyte to map, and nothing on the disk
+    daemon = start(model, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", wait=False)
     assert daemon.wait(20) == 75
-    assert "GiB" in "".join(daemon.err)
+    assert "does not fit" in "".join(daemon.err)
 
 
 def test_systemd_hears_ready_status_watchdog_and_stopping(start, models, tmp_path):
