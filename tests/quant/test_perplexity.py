@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from daemon.__main__ import run
 from quant.perplexity import NonFiniteLogitsError, Score, measure
+from quant.quantizer import Quantizer
 from runtime.errors import RequestError
+from runtime.memory import RuntimeSettings
+from runtime.model import LoadedModel, load_model
 from runtime.step_plan import StepPlan, StepResult
 
 BOS = 1
@@ -117,3 +123,80 @@ def test_hopeless_model_is_infinite():
     score = Score()
     score.add_chunk(np.full(4, -1e6))
     assert score.result().perplexity == math.inf
+
+
+def load(path: Path) -> LoadedModel:
+    return load_model(path, RuntimeSettings(sessions=1, context_tokens=512, max_step_rows=512))
+
+
+# Of every format that a recipe here writes or reads, with the tolerance of its kind.
+REFERENCES = {
+    "stories260K.gguf": 0.002,
+    "stories260K-Q8_0.gguf": 0.002,
+    "stories260K-Q5_1.gguf": 0.004,
+    "tiny256-f16.gguf": 0.002,
+    "tiny256-BF16.gguf": 0.002,
+    "tiny256-Q4_K_M.gguf": 0.004,
+    "tiny256-Q5_K_S.gguf": 0.004,
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_agrees_with_llama_perplexity(shared_dir, name):
+    reference = json.loads((shared_dir / "reference" / "perplexity.json").read_text())["models"][name]
+    # 24 chunks are far less than the whole file, and a cut at the end of a line leaves the tokens before it as they are.
+    text = (shared_dir / "data" / "wikitext2-test.txt").read_text()[:80_000].rpartition("\n")[0]
+    model = load(shared_dir / "models" / name)
+    try:
+        result = measure(model, text, chunks=24, step_rows=512)
+    finally:
+        model.close()
+    assert result.chunks == 24
+    assert result.perplexity == pytest.approx(reference["perplexity"], rel=REFERENCES[name])
+    assert result.stderr == pytest.approx(reference["stderr"], rel=0.01)
+
+
+@pytest.mark.parametrize(("recipe", "limit"), [("Q8_0", 0.01), ("Q5_K_S", 0.05), ("Q4_K_M", 0.08)])
+def test_quantizing_the_demo_model_keeps_its_perplexity(demo_model, tmp_path, recipe, limit):
+    """The logarithm of the ratio to the unquantized model, paired chunk by chunk on held-out text."""
+    text = (demo_model.parent / "heldout.txt").read_text()
+    output = tmp_path / "out.gguf"
+    Quantizer(demo_model, output, recipe).run()
+    results = []
+    for path in (demo_model, output):
+        model = load(path)
+        results.append(measure(model, text, chunks=6, step_rows=512).perplexity)
+        model.close()
+    assert abs(math.log(results[1] / results[0])) < limit
+
+
+def test_command(demo_model, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "Tell me a story about a fox. Once there was a little fox who lived in the forest.\n" * 20
+    )
+    arguments = ["perplexity", str(demo_model), "--file", str(text), "--ctx", "64", "--threads", "1"]
+    assert run([*arguments, "--json", "--chunks", "3"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts) == {"perplexity", "stderr", "chunks"}
+    assert facts["chunks"] == 3
+    assert run([*arguments, "--chunks", "2"]) == 0
+    assert "2 chunks of 64 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "code", "said"),
+    [
+        (b"too short", [], 64, "tokens; at least 1024"),
+        (b"bad \xff byte", [], 64, "not UTF-8: byte 4"),
+        (b"x", ["--ctx", "4"], 64, "ctx"),
+        (b"x", ["--chunks", "0"], 64, "chunks"),
+        (None, [], 74, "text.txt"),
+    ],
+)
+def test_command_failures(demo_model, tmp_path, capsys, content, options, code, said):  # noqa: PLR0917 - fixtures
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    assert run(["perplexity", str(demo_model), "--file", str(text), *options]) == code
+    assert said in capsys.readouterr().err
