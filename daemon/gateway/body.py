@@ -12,9 +12,11 @@ from starlette.requests import Request
 
 from daemon.errors import ApiError
 
-MAX_BODY_BYTES = 8 << 20
+MAX_BODY_BYTES = 4 << 20  # as much as a gRPC message may have
 BODY_TIMEOUT_S = 30.0
-MAX_DEPTH = 64
+MAX_OBJECTS = 65_536
+
+_LARGE_BYTES = 64 << 10  # reading more than this takes longer than other requests should wait
 
 # A surrogate escape: only then can a string of the body be no Unicode text.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -35,7 +37,9 @@ async def read_json(request: Request) -> dict[str, Any]:
         raise ApiError(
             "REQUEST_TIMEOUT", f"The body did not come within {BODY_TIMEOUT_S:g} seconds."
         ) from None
-    return parse_object(body)
+    if len(body) < _LARGE_BYTES:
+        return parse_object(body)
+    return await asyncio.to_thread(parse_object, body)
 
 
 def _check_headers(request: Request) -> None:
@@ -68,13 +72,13 @@ def _too_large() -> ApiError:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object from bytes: UTF-8, no repeated keys, finite numbers, Unicode text, at most MAX_DEPTH deep."""
+    """A JSON object from bytes: UTF-8, no repeated keys, finite numbers, Unicode text, not too many parts."""
     if not body.strip():
         raise _bad("The body is empty; a JSON object is needed.")
     try:
         text = body.decode("utf-8")
         value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats
+            text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_Objects()
         )
     except UnicodeDecodeError as error:
         raise _bad(f"The body is no UTF-8 (byte {error.start}).") from None
@@ -83,12 +87,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
             f"The body is no JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
     except RecursionError:
-        raise _bad(f"The body is nested more than {MAX_DEPTH} deep.") from None
+        raise _bad("The body is nested too deeply.") from None
     except ValueError:  # integers with thousands of digits
         raise _bad("The body holds a number that is too long.") from None
     if not isinstance(value, dict):
         raise _bad("The body must be a JSON object.")
-    _check_depth(value)
     if _SURROGATE.search(body):
         _check_text(value)
     return value
@@ -109,30 +112,24 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise _bad("An object of the body has a key twice.")
-    return value
+class _Objects:
+    """Makes the objects of one body: no key twice, and not more than any request has."""
 
+    def __init__(self) -> None:
+        self._left = MAX_OBJECTS
 
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                deeper += [child for child in item.values() if isinstance(child, dict | list)]
-            elif isinstance(item, list):
-                deeper += [child for child in item if isinstance(child, dict | list)]
-        if not deeper:
-            return
-        level = deeper
-    raise _bad(f"The body is nested more than {MAX_DEPTH} deep.")
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise _bad(f"The body has more than {MAX_OBJECTS} objects.")
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise _bad("An object of the body has a key twice.")
+        return value
 
 
 def _check_text(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, RecursionError):
         raise _bad("A string of the body holds half a surrogate pair.") from None

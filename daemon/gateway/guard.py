@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import secrets
 from collections.abc import Collection
@@ -72,10 +73,21 @@ class Guard:
             return
         # A page of some other site must not talk to a server on this machine, nor reach it under a name of its own.
         for name, value in headers:
-            if name == b"host" and _hostname(b"//" + value) not in self._allowed_hosts:
+            if name == b"host" and not self._allows(_hostname(b"//" + value)):
                 raise ApiError("PERMISSION_DENIED", "This host name is not served.")
-            if name == b"origin" and _hostname(value) not in self._allowed_hosts:
+            if name == b"origin" and not self._allows(_hostname(value)):
                 raise ApiError("PERMISSION_DENIED", "Requests from this origin are not taken.")
+
+    def _allows(self, host: str | None) -> bool:
+        """Loopback addresses are always ours: a name can be made to point here, an address cannot."""
+        return host is not None and (host in (self._allowed_hosts or ()) or _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _hostname(url: bytes) -> str | None:

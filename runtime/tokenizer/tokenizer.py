@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import tokenizers
@@ -9,6 +10,9 @@ import tokenizers
 from runtime.errors import RequestError
 from runtime.tokenizer.special import SpecialTokens
 from runtime.tokenizer.vocabulary import MAX_SPECIAL_CHARS, TokenType, Vocabulary
+
+# Before the library reads it: batches of one need no thread pool.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MAX_TEXT_BYTES = 4 << 20
 _SPACE = "\u2581"  # how SentencePiece writes a space
@@ -89,7 +93,8 @@ class Tokenizer:
             if self.vocabulary.add_space_prefix:
                 text = " " + text
             text = text.replace(" ", _SPACE)
-        ids.extend(self._merger.encode(text, add_special_tokens=False).ids)
+        # A batch of one: unlike encode(), it lets other threads run meanwhile.
+        ids.extend(self._merger.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def break_special(self, text: str, mark: str) -> str:
         """Put `mark` into every control-token text of `text`, so that encode(drop=mark) takes it as text.

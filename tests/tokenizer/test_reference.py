@@ -70,3 +70,17 @@ def test_pathological_text_takes_linear_time(shared_dir):
             ids = tokenizer.encode(text, add_special=False, parse_special=True)
             assert time.thread_time() - start < 5
             assert tokenizer.decode(ids) == text
+
+
+def test_other_threads_run_meanwhile(shared_dir):
+    import threading
+    import time
+
+    tokenizer = build_tokenizer(ModelFile.open(shared_dir / "vocab" / "ggml-vocab-gpt-2.gguf"))
+    worker = threading.Thread(target=tokenizer.encode, args=("A quick brown fox. " * 20_000,))
+    worker.start()
+    turns = 0
+    while worker.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 10
