@@ -1,0 +1,254 @@
+// Every kernel of every level on heap buffers of exactly the right size, so that a sanitizer sees a read or
+// write past an end: weights lie in mapped files whose last block may end where the mapping ends.  Values are
+// compared with the scalar level; the exact tolerances are the Python tests' business.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <random>
+#include <vector>
+
+#include "half.h"
+#include "kernels.h"
+#include "tests/check.h"
+
+namespace {
+
+using namespace quantd;
+
+std::mt19937 generator(1);
+
+std::vector<float> random_floats(int64_t n) {
+    std::normal_distribution<float> normal;
+    std::vector<float> values(static_cast<size_t>(n));
+    for (float& value : values) value = normal(generator);
+    return values;
+}
+
+// Random bits with scales of an ordinary size, at an address that is odd where the type allows it.
+struct Weights {
+    Weights(uint32_t type, int64_t n_elements) {
+        const TypeTraits& traits = type_traits(type);
+        const int64_t n_bytes = n_elements / traits.block_elements * traits.block_bytes;
+        const bool floats = traits.block_elements == 1;
+        shift = floats ? 0 : 1;
+        bytes = std::make_unique<uint8_t[]>(static_cast<size_t>(n_bytes + shift));
+        for (int64_t i = 0; i < n_bytes; ++i) data()[i] = static_cast<uint8_t>(generator());
+        const uint16_t scale = f32_to_f16(0.01f);
+        for (int64_t b = 0; b < n_elements / traits.block_elements; ++b) {
+            uint8_t* block = data() + b * traits.block_bytes;
+            fill_scales(static_cast<Type>(type), block, scale);
+        }
+    }
+    uint8_t* data() { return bytes.get() + shift; }
+
+    static void fill_scales(Type type, uint8_t* block, uint16_t scale) {
+        const float value = std::normal_distribution<float>()(generator);
+        const uint16_t half = f32_to_f16(value);
+        const uint16_t brain = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+        auto put = [&](int offset) { std::memcpy(block + offset, &scale, 2); };
+        switch (type) {
+            case Type::F32:
+                std::memcpy(block, &value, 4);
+                break;
+            case Type::F16:
+                std::memcpy(block, &half, 2);
+                break;
+            case Type::BF16:
+                std::memcpy(block, &brain, 2);
+                break;
+            case Type::Q2_K:
+                put(80), put(82);
+                break;
+            case Type::Q3_K:
+                put(108);
+                break;
+            case Type::Q6_K:
+                put(208);
+                break;
+            case Type::Q4_1:
+            case Type::Q5_1:
+            case Type::Q4_K:
+            case Type::Q5_K:
+                put(0), put(2);
+                break;
+            case Type::MXFP4:
+                block[0] = 120;
+                break;
+            default:
+                put(0);
+                break;
+        }
+    }
+
+    std::unique_ptr<uint8_t[]> bytes;
+    int64_t shift;
+};
+
+struct Aligned {
+    explicit Aligned(int64_t n)
+        : data(static_cast<uint8_t*>(::operator new(static_cast<size_t>(n), kLine))) {}
+    ~Aligned() { ::operator delete(data, kLine); }
+    Aligned(const Aligned&) = delete;
+    Aligned& operator=(const Aligned&) = delete;
+    static constexpr std::align_val_t kLine{64};
+    uint8_t* data;
+};
+
+std::vector<float> run_matmul(const Kernels& kernels, uint32_t type, uint8_t* weight, int64_t n_out,
+                              int64_t n_in, const std::vector<float>& x, int64_t n_rows) {
+    const TypeTraits& traits = type_traits(type);
+    const ActForm form = kernels.act_form[type];
+    const int64_t stride = act_row_bytes(form, n_in);
+    Aligned act(stride * n_rows);
+    for (int64_t r = 0; r < n_rows; ++r) {
+        const float* row = x.data() + r * n_in;
+        uint8_t* out = act.data + r * stride;
+        if (form == ActForm::Q8_32) kernels.quantize_q8_32(row, out, n_in);
+        if (form == ActForm::Q8_256) kernels.quantize_q8_256(row, out, n_in);
+        if (form == ActForm::F32) std::memcpy(out, row, static_cast<size_t>(n_in) * 4);
+    }
+    std::vector<float> out(static_cast<size_t>(n_rows * n_out), -1.0f), scratch(static_cast<size_t>(n_in));
+    kernels.matmul[type]({weight, n_in / traits.block_elements * traits.block_bytes, n_in, 0, n_out, act.data,
+                          stride, n_rows, out.data(), n_out, nullptr, false, scratch.data()});
+    return out;
+}
+
+bool close(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
+    float scale = 1e-6f;
+    for (const float value : b) scale = std::max(scale, std::fabs(value));
+    for (size_t i = 0; i < a.size(); ++i) {
+        if (!(std::fabs(a[i] - b[i]) <= tolerance * scale)) return false;
+    }
+    return a.size() == b.size();
+}
+
+void test_matmul(const Kernels& kernels, const Kernels& scalar) {
+    for (uint32_t type = 0; type < kMaxTypes; ++type) {
+        const TypeTraits& traits = type_traits(type);
+        if (!traits.is_weight) continue;
+        CHECK(kernels.matmul[type] != nullptr && kernels.dequantize_row[type] != nullptr);
+        for (const int64_t n_blocks : {1, 2, 3, 7, 9, 17, 33}) {
+            const int64_t n_in = n_blocks * traits.block_elements;
+            const int64_t n_out = 5;
+            Weights weight(type, n_out * n_in);
+            for (const int64_t n_rows : {1, 2, 3, 5, 9}) {
+                const auto x = random_floats(n_rows * n_in);
+                const auto expected = run_matmul(scalar, type, weight.data(), n_out, n_in, x, n_rows);
+                const auto got = run_matmul(kernels, type, weight.data(), n_out, n_in, x, n_rows);
+                CHECK(close(got, expected, 1e-4f));
+            }
+            std::vector<float> row(static_cast<size_t>(n_in)), same(static_cast<size_t>(n_in));
+            kernels.dequantize_row[type](weight.data(), row.data(), n_in);
+            scalar.dequantize_row[type](weight.data(), same.data(), n_in);
+            CHECK(close(row, same, 0.0f));
+        }
+    }
+}
+
+void test_elementwise(const Kernels& kernels, const Kernels& scalar) {
+    for (const int64_t n : {1, 2, 6, 8, 15, 16, 17, 40, 64, 172}) {
+        const auto x = random_floats(n), y = random_floats(n);
+        std::vector<float> got(static_cast<size_t>(n)), expected(static_cast<size_t>(n));
+        kernels.rms_norm(x.data(), y.data(), got.data(), n, 1e-5f);
+        scalar.rms_norm(x.data(), y.data(), expected.data(), n, 1e-5f);
+        CHECK(close(got, expected, 1e-5f));
+        auto in_place = x;
+        kernels.rms_norm(in_place.data(), y.data(), in_place.data(), n, 1e-5f);
+        CHECK(in_place == got);
+        kernels.swiglu(x.data(), y.data(), got.data(), n);
+        scalar.swiglu(x.data(), y.data(), expected.data(), n);
+        CHECK(close(got, expected, 1e-5f));
+        in_place = x;
+        kernels.swiglu(in_place.data(), y.data(), in_place.data(), n);
+        CHECK(in_place == got);
+        if (n % 2 != 0) continue;
+        const auto cos = random_floats(n / 2), sin = random_floats(n / 2);
+        for (const bool interleaved : {false, true}) {
+            auto a = x, b = x;
+            kernels.rope(a.data(), cos.data(), sin.data(), n, interleaved);
+            scalar.rope(b.data(), cos.data(), sin.data(), n, interleaved);
+            CHECK(close(a, b, 1e-5f));
+        }
+    }
+}
+
+std::vector<float> run_attention(const Kernels& kernels, KvType type, int64_t group, int64_t head_dim,
+                                 int64_t n_positions, int64_t page_tokens, const std::vector<float>& q,
+                                 const std::vector<float>& kv) {
+    // Each page ends with its last used row.
+    const int64_t row_bytes = kv_row_bytes(type, head_dim);
+    std::vector<std::unique_ptr<uint8_t[]>> pages[2];
+    std::vector<const uint8_t*> pointers[2];
+    for (int side = 0; side < 2; ++side) {
+        for (int64_t start = 0; start < n_positions; start += page_tokens) {
+            const int64_t count = std::min(page_tokens, n_positions - start);
+            auto page = std::make_unique<uint8_t[]>(static_cast<size_t>(count * row_bytes));
+            for (int64_t t = 0; t < count; ++t) {
+                const float* row = kv.data() + (side * n_positions + start + t) * head_dim;
+                kernels.store_kv(row, page.get() + t * row_bytes, head_dim, type);
+            }
+            pointers[side].push_back(page.get());
+            pages[side].push_back(std::move(page));
+        }
+    }
+    std::vector<float> out(static_cast<size_t>(group * head_dim), NAN);
+    std::vector<float> scratch(static_cast<size_t>(attention_scratch_floats(group, head_dim, page_tokens)));
+    kernels.attention({q.data(), group, head_dim, pointers[0].data(), pointers[1].data(), page_tokens,
+                       n_positions, type, 0.2f, scratch.data(), out.data()});
+    return out;
+}
+
+void test_attention(const Kernels& kernels, const Kernels& scalar) {
+    for (const KvType type : {KvType::F16, KvType::Q8_0}) {
+        for (const int64_t head_dim : {8, 20, 32, 48, 64, 80, 96, 128}) {
+            if (type == KvType::Q8_0 && head_dim % 32 != 0) continue;
+            for (const int64_t group : {1, 2, 3, 5, 8}) {
+                for (const int64_t n_positions : {1, 5, 16, 17, 37}) {
+                    const auto q = random_floats(group * head_dim),
+                               kv = random_floats(2 * n_positions * head_dim);
+                    const auto got = run_attention(kernels, type, group, head_dim, n_positions, 16, q, kv);
+                    CHECK(close(got, run_attention(scalar, type, group, head_dim, n_positions, 16, q, kv),
+                                1e-5f));
+                }
+            }
+        }
+    }
+}
+
+void test_halves() {
+    for (uint32_t bits = 0; bits < 65536; ++bits) {
+        const uint16_t half = static_cast<uint16_t>(bits);
+        const float value = f16_to_f32(half);
+        const bool nan = (bits & 0x7fff) > 0x7c00;
+        if (!CHECK(nan ? std::isnan(value) : f32_to_f16(value) == half)) return;
+    }
+    CHECK(f32_to_f16(65519.996f) == 0x7bff && f32_to_f16(65520.0f) == 0x7c00);
+    CHECK(f32_to_f16(0x1p-25f) == 0 && f32_to_f16(0x1.000002p-25f) == 1 && f32_to_f16(-0x1p-24f) == 0x8001);
+    CHECK(std::isnan(f16_to_f32(f32_to_f16(NAN))));
+    CHECK(e8m0_half_to_f32(0) == 0x1p-128f && e8m0_half_to_f32(1) == 0x1p-127f &&
+          e8m0_half_to_f32(128) == 1.0f);
+}
+
+void test_levels() {
+    CHECK_THROWS(std::invalid_argument, kernels_for("sse9"));
+    CHECK(std::strcmp(available_levels()[0], "scalar") == 0);
+    CHECK(act_row_bytes(ActForm::Q8_256, 512) == 640 && act_row_bytes(ActForm::Q8_32, 32) == 64);
+    CHECK(act_row_bytes(ActForm::F32, 5) == 64);
+}
+
+}  // namespace
+
+int main() {
+    test_halves();
+    test_levels();
+    const Kernels& scalar = kernels_for("scalar");
+    for (const char* const* level = available_levels(); *level != nullptr; ++level) {
+        const Kernels& kernels = kernels_for(*level);
+        test_matmul(kernels, scalar);
+        test_elementwise(kernels, scalar);
+        test_attention(kernels, scalar);
+    }
+    return quantd::test::finish("test_kernels");
+}
