@@ -35,6 +35,11 @@ def command(
     """Print the token ids of TEXT or of a file.
 
     MODEL is any GGUF file with a vocabulary; it needs no weights.
+
+    \b
+    Examples:
+      quantd tokenize model.gguf "Hello, world!"
+      quantd tokenize model.gguf --file book.txt --no-special --json
     """
     from runtime.gguf import ModelFile
     from runtime.tokenizer import build_tokenizer

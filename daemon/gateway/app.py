@@ -18,7 +18,7 @@ from daemon.gateway.backend import Backend
 from daemon.gateway.events import ClientGoneError
 from daemon.gateway.guard import LOOPBACK_HOSTS, Guard
 from daemon.gateway.replies import error_response
-from daemon.gateway.sse import PING_S
+from daemon.gateway.sse import PING_S, SEND_TIMEOUT_S
 
 # An error before the first token is a real status if it comes within this time; long prompts take longer than that.
 FIRST_EVENT_S = 5.0
@@ -32,6 +32,7 @@ def create_app(
     kv_budget_bytes: int | None = None,
     first_event_s: float = FIRST_EVENT_S,
     ping_s: float = PING_S,
+    send_timeout_s: float = SEND_TIMEOUT_S,
 ) -> ASGIApp:
     """The gateway over `backend`.
 
@@ -48,7 +49,11 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(routes_openai.make_router(backend, first_event_s=first_event_s, ping_s=ping_s))
+    app.include_router(
+        routes_openai.make_router(
+            backend, first_event_s=first_event_s, ping_s=ping_s, send_timeout_s=send_timeout_s
+        )
+    )
     app.include_router(routes_status.make_router(backend, version=version, kv_budget_bytes=kv_budget_bytes))
     if metrics_app is not None:
         app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))

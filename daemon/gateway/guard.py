@@ -98,7 +98,9 @@ def _hostname(url: bytes) -> str | None:
 
 
 def _request_id(scope: Scope) -> str:
+    """A unique id; one that the client sent stays readable in front, but two requests never share an id."""
+    unique = secrets.token_hex(8)
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value.decode("ascii"))
-    return secrets.token_hex(8)
+            return f"{value.decode('ascii')}-{unique}"
+    return unique

@@ -40,11 +40,11 @@ def _documented(model: type[GenerationRequest]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def make_router(backend: Backend, *, first_event_s: float, ping_s: float) -> APIRouter:
+def make_router(backend: Backend, *, first_event_s: float, ping_s: float, send_timeout_s: float) -> APIRouter:
     """Routes over `backend`.
 
     A streamed answer waits up to `first_event_s` for its first token before it commits to status 200; then it
-    sends a comment every `ping_s` seconds.
+    sends a comment every `ping_s` seconds.  A client that reads nothing for `send_timeout_s` loses the connection.
     """
     router = APIRouter(prefix="/v1")
 
@@ -98,7 +98,7 @@ def make_router(backend: Backend, *, first_event_s: float, ping_s: float) -> API
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
             error_body=lambda failure: error_body(failure, context.request_id),
         )
-        return event_response(content, ping_s=ping_s)
+        return event_response(content, ping_s=ping_s, send_timeout_s=send_timeout_s)
 
     return router
 

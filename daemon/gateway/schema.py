@@ -177,5 +177,5 @@ def _first(failure: ValidationError) -> ApiError:
             path += f".{part[:40]}" if path else part[:40]
     if error["type"] == "missing":
         return refuse(path, "is required")
-    message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = error["msg"].removeprefix("Input should be ")
     return refuse(path, f"must be {message}")

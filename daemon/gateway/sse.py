@@ -16,6 +16,7 @@ from daemon.gateway.events import Event, EventSource
 from quantd.v1 import generate_pb2 as pb
 
 PING_S = 15.0
+SEND_TIMEOUT_S = 60.0
 DONE = b"data: [DONE]\n\n"
 
 
@@ -35,13 +36,19 @@ class _EventStream(EventSourceResponse):
         await anyio.sleep_forever()
 
 
-def event_response(content: AsyncIterator[bytes], *, ping_s: float) -> EventSourceResponse:
-    """A response that sends frames as they come, a comment every `ping_s`, and stops when the client goes."""
+def event_response(
+    content: AsyncIterator[bytes], *, ping_s: float, send_timeout_s: float
+) -> EventSourceResponse:
+    """A response that sends frames as they come and a comment every `ping_s`.
+
+    It ends when the client goes away, or reads nothing for `send_timeout_s`.
+    """
     return _EventStream(
         content,
         media_type="text/event-stream",
         sep="\n",
         ping=ping_s,
+        send_timeout=send_timeout_s,
         ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
     )
 

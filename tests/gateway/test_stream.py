@@ -100,6 +100,13 @@ def test_a_client_that_goes_away_during_the_silence(serve, backend, make_chat):
     wait_until(lambda: backend.num_closed == 1)
 
 
+def test_a_client_that_reads_nothing_loses_the_connection(serve, backend, make_chat):
+    backend.texts = ["x" * 100_000] * 300
+    connection = raw_request(serve(send_timeout_s=0.3), make_chat(stream=True))
+    wait_until(lambda: backend.num_closed == 1)
+    connection.close()
+
+
 def wait_until(condition, seconds=5.0):
     end = time.monotonic() + seconds
     while not condition():
