@@ -198,11 +198,11 @@ def train(args: argparse.Namespace) -> None:
             saved = now
             torch.save(model.state_dict(), args.work / "checkpoint.pt")
     torch.save(model.state_dict(), args.work / "checkpoint.pt")
+    if args.gguf:
+        write_gguf(args.gguf, model, tokenizer)
     result = {"steps": step, "tokens": tokens, "minutes": args.minutes}
     model.eval()
     print(json.dumps(result | report(model, tokenizer, heldout)), file=log, flush=True)
-    if args.gguf:
-        write_gguf(args.gguf, model, tokenizer)
 
 
 def main() -> None:
