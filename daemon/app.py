@@ -186,11 +186,12 @@ class Daemon:
             task.cancel()
 
     async def _outcome(self, loading: asyncio.Task[None]) -> int:
-        if not loading.done():
+        if self._host.loading:
             # Mapping a model cannot be interrupted, and its thread would keep the process: everything else is closed.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+        loading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._host.close_model()
         if isinstance(self._failure, ApiError) and self._failure.reason == "INTERNAL":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from daemon.errors import ApiError, to_api_error, to_rpc_status
 from daemon.services.call import Call, new_request_id
@@ -39,21 +40,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not str(handler_call_details.method).startswith(PREFIX):
             return handler
+        # Requests arrive as bytes: gRPC's own decoding answers a broken message with UNKNOWN and Python's text.
+        decode = handler.request_deserializer
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _streaming(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+                _streaming(handler.unary_stream, decode), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            _unary(handler.unary_unary, decode), None, handler.response_serializer
         )
 
 
-def _streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
-    async def handle(request: Any, context: Any) -> None:
+def _streaming(
+    method: Callable[[Any, Any], AsyncGenerator[Any, None]], decode: Callable[[bytes], Any]
+) -> Any:
+    async def handle(data: bytes, context: Any) -> None:
         call = await _begin(context)
         try:
             # Writing here and not yielding: when the call ends early, the iterator is closed before we leave.
-            async with aclosing(method(request, context)) as events:  # type: ignore[type-var]
+            async with aclosing(method(_decoded(decode, data), context)) as events:
                 async for event in events:
                     await context.write(event)
         except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
@@ -62,15 +67,22 @@ def _streaming(method: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
     return handle
 
 
-def _unary(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-    async def handle(request: Any, context: Any) -> Any:
+def _unary(method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any]) -> Any:
+    async def handle(data: bytes, context: Any) -> Any:
         call = await _begin(context)
         try:
-            return await method(request, context)
+            return await method(_decoded(decode, data), context)
         except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
             await _abort(context, failure, call)
 
     return handle
+
+
+def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return decode(data)
+    except DecodeError:
+        raise ApiError("INVALID_ARGUMENT", "The message cannot be decoded.") from None
 
 
 async def _begin(context: Any) -> Call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from daemon.rpc.interceptor import current_call
@@ -26,7 +26,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
 
     def Generate(  # noqa: N802
         self, request: generate_pb2.GenerateRequest, context: Any
-    ) -> AsyncIterator[generate_rpc.GenerateResponse]:
+    ) -> AsyncGenerator[generate_rpc.GenerateResponse, None]:
         del context
         return self._service.generate(request, current_call.get())
 
@@ -38,7 +38,7 @@ class GenerateServicer(generate_service_pb2_grpc.GenerateServiceServicer):
 
     def Chat(  # noqa: N802
         self, request: generate_pb2.ChatRequest, context: Any
-    ) -> AsyncIterator[generate_rpc.ChatResponse]:
+    ) -> AsyncGenerator[generate_rpc.ChatResponse, None]:
         del context
         return self._service.chat(request, current_call.get())
 
@@ -107,6 +107,6 @@ class QuantizeServicer(quantize_service_pb2_grpc.QuantizeServiceServicer):
 
     def Quantize(  # noqa: N802
         self, request: quantize_rpc.QuantizeRequest, context: Any
-    ) -> AsyncIterator[quantize_rpc.QuantizeResponse]:
+    ) -> AsyncGenerator[quantize_rpc.QuantizeResponse, None]:
         del context
         return self._service.quantize(request, current_call.get())

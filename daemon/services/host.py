@@ -19,6 +19,7 @@ from daemon.metrics import Metrics, Snapshot
 from daemon.services.folder import ModelEntry, ModelFolder, entry_of
 from daemon.text.template import ChatTemplate
 from runtime.errors import QuantdError
+from runtime.machine_memory import available_memory_bytes
 from runtime.memory import RuntimeSettings
 from runtime.request import Event, FinishEvent, FinishReason, Request
 from runtime.sampling import SamplingParams
@@ -153,11 +154,16 @@ class ModelHost:
         served = self._served
         if self._state is State.FAILED:
             return False
-        if served is None or self._state is State.LOADING:
+        if served is None:
             return True
         if not served.engine.healthy():
             return self._state is State.DRAINING and self.num_requests == 0
         return bool(time.monotonic() - served.engine.stats().heartbeat_s < silence_s)
+
+    @property
+    def loading(self) -> bool:
+        """True while a model is being loaded or unloaded, in a thread that cannot be interrupted."""
+        return self._swap.locked()
 
     def ready(self) -> bool:
         """True: a request would be taken."""
@@ -166,8 +172,8 @@ class ModelHost:
     def snapshot(self) -> Snapshot:
         """For the gauges; any thread."""
         served = self._served
-        if served is None or self._state is State.LOADING:
-            return Snapshot()
+        if served is None:
+            return Snapshot(memory_available_bytes=available_memory_bytes())
         stats, plan = served.engine.stats(), served.model.plan
         file = served.model.file
         return Snapshot(
@@ -183,7 +189,7 @@ class ModelHost:
             model_mapped_bytes=file.size_bytes,
             model_resident_bytes=file.resident_bytes(),
             memory_budget_bytes=plan.total_bytes,
-            memory_available_bytes=plan.available_bytes,
+            memory_available_bytes=available_memory_bytes(),
         )
 
     # Changing.
@@ -203,16 +209,21 @@ class ModelHost:
             if old is not None:
                 await asyncio.to_thread(self._require_plan, entry, old)
                 self._require_idle()  # a request may have come while the plan was made
+            self._served = None
             self._become(State.LOADING)
             if old is not None:
                 await self._take_down(old)
             try:
-                self._served = await self._bring_up(entry)
+                served = await self._bring_up(entry)
             except BaseException:
                 await self._restore(old)
                 raise
+            if self._state is not State.LOADING:
+                await self._take_down(served)
+                raise ApiError("UNAVAILABLE", f"Not ready: {self._state.value}.")
+            self._served = served
             self._become(State.READY)
-            return self._served
+            return served
 
     async def unload(self) -> None:
         """Serves nothing from now on; refused while requests run."""
@@ -275,8 +286,7 @@ class ModelHost:
 
     async def _restore(self, old: Served | None) -> None:
         """After a failed swap: the old model again, or nothing."""
-        self._served = None
-        if old is not None:
+        if old is not None and self._state is State.LOADING:
             with contextlib.suppress(QuantdError, OSError):
                 self._served = await self._bring_up(old.entry)
         self._become(State.READY if self._served is not None else State.EMPTY)
@@ -295,6 +305,9 @@ class ModelHost:
             raise ApiError("MODEL_BUSY", f"{self.num_requests} requests are under way on the loaded model.")
 
     def _become(self, state: State) -> None:
+        """Enters a state and tells; what drains or failed never becomes ready again."""
+        if self._state in (State.DRAINING, State.FAILED) and state not in (State.DRAINING, State.FAILED):
+            return
         self._state = state
         for tell in self.on_change:
             tell(state)

@@ -305,3 +305,19 @@ async def test_a_failed_engine_is_not_healthy(world):
 def test_entry_of_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         entry_of(tmp_path / "no.gguf")
+
+
+async def test_draining_while_a_model_loads_stays_draining(world):
+    write_gguf(world.folder / "other.gguf")
+    load = world.host.parts.load_model
+
+    def drain_meanwhile(path, settings):
+        world.host.drain()
+        return load(path, settings)
+
+    object.__setattr__(world.host.parts, "load_model", drain_meanwhile)
+    error = await refusal(world.model.LoadModel(rpc.LoadModelRequest(name="other")))
+    assert error.reason == "UNAVAILABLE"
+    assert world.host.state is State.DRAINING
+    assert world.host.served is None
+    assert world.fake.models[-1].closed

@@ -146,3 +146,25 @@ def test_systemd_hears_ready_status_watchdog_and_stopping(start, models, tmp_pat
         daemon.process.send_signal(signal.SIGTERM)
         hear_until("STOPPING=1")
         assert daemon.wait() == 0
+
+
+def test_a_model_file_that_is_cut_ends_the_request_and_then_the_daemon(start, models, tmp_path):
+    model = tmp_path / "cut.gguf"
+    shutil.copy(models / "demo.gguf", model)
+    daemon = start(model, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    stubs = Stubs(daemon.grpc)
+    os.truncate(model, 100_000)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stubs.generate.Generate(long_request()))
+    assert caught.value.code() in (grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNAVAILABLE)
+    assert daemon.wait(10) == 70
+    stubs.channel.close()
+
+
+def test_sigterm_while_the_model_loads(start, models, tmp_path):
+    fifo = tmp_path / "ready"
+    daemon = start(*small(models), wait=False, NOTIFY_SOCKET=str(fifo))
+    time.sleep(0.7)  # somewhere between the first import and READY
+    code, seconds = daemon.stop()
+    assert code in (0, -signal.SIGTERM)
+    assert seconds < 10
