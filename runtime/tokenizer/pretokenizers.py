@@ -68,20 +68,20 @@ class PreTokenizer:
     add_bos: bool = False
 
 
-_FAMILIES: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
-    (PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True), ("llama3", "llama-v3", "llama-bpe", "falcon3")),
-    (PreTokenizer(_LLAMA3), ("dbrx", "smaug-bpe")),
-    (PreTokenizer(_LLAMA3), ("glm4", "chatglm-bpe")),
-    (PreTokenizer(_QWEN2), ("qwen2", "deepseek-r1-qwen", "stablelm2")),
-    (PreTokenizer(_GPT2), ("gpt-2", "phi-2", "olmo", "mpt", "jais", "roberta-bpe", "gigachat")),
-    (PreTokenizer(_STARCODER), ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone")),
-    (PreTokenizer(_FALCON), ("falcon",)),
-    (PreTokenizer(_DEEPSEEK_LLM), ("deepseek-llm",)),
-    (PreTokenizer(_DEEPSEEK_CODER), ("deepseek-coder",)),
-    (PreTokenizer(_DEEPSEEK3), ("deepseek-v3",)),
-    (PreTokenizer(_TEKKEN, ignore_merges=True, add_bos=True), ("tekken",)),
-    (PreTokenizer(_GPT4O), ("gpt-4o", "llama4")),
-    (PreTokenizer(_DEFAULT), ("default",)),
+_LLAMA3_NAMES = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2"
+_FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
+    (PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True), _LLAMA3_NAMES),
+    (PreTokenizer(_LLAMA3), "dbrx smaug-bpe glm4 chatglm-bpe"),
+    (PreTokenizer(_QWEN2), "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan"),
+    (PreTokenizer(_GPT2), "gpt-2 phi-2 olmo mpt jais gigachat mellum exaone4 trillion granite-docling"),
+    (PreTokenizer(_STARCODER), "starcoder refact command-r smollm codeshell exaone minerva-7b"),
+    (PreTokenizer(_FALCON), "falcon"),
+    (PreTokenizer(_DEEPSEEK_LLM), "deepseek-llm"),
+    (PreTokenizer(_DEEPSEEK_CODER), "deepseek-coder"),
+    (PreTokenizer(_DEEPSEEK3), "deepseek-v3 hunyuan-dense"),
+    (PreTokenizer(_TEKKEN, ignore_merges=True, add_bos=True), "tekken"),
+    (PreTokenizer(_GPT4O), "gpt-4o llama4 kanana2"),
+    (PreTokenizer(_DEFAULT), "default"),
 )
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: pre for pre, names in _FAMILIES for name in names}
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: pre for pre, names in _FAMILIES for name in names.split()}

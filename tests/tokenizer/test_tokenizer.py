@@ -103,3 +103,35 @@ def test_demo_model(demo_model):
     text = "Tell me a story about a fox. What is 12 plus 7? Zürich, 想, 🦊"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eog_ids
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "words"),
+    [
+        ("gpt-2", "I'll 'RE 1234", ["I", "'ll", " '", "RE", " 1234"]),
+        ("llama-bpe", "I'LL 12345\n\n x", ["I", "'LL", " ", "123", "45", "\n\n", " x"]),
+        ("qwen2", "a 12\r\n", ["a", " ", "1", "2", "\r\n"]),
+        ("smollm", "a 12", ["a", " ", "1", "2"]),
+        ("tekken", "HTTPServer's 12/", ["HTTPServer", "'s", " ", "1", "2", "/"]),
+        ("gpt-4o", "HTTPServer's 1234", ["HTTPServer's", " ", "123", "4"]),
+        ("deepseek-v3", "12345 (ab想い", ["123", "45", " (", "ab", "想い"]),
+        ("deepseek-llm", "under 12，想", ["under", " ", "12", "，", "想"]),
+        ("falcon", "a, 12345", ["a", ",", " ", "123", "45"]),
+        ("default", "a, 12345", ["a", ",", " ", "123", "45"]),
+    ],
+)
+def test_pre_tokenizers_cut_words(pre, text, words):
+    from runtime.tokenizer.build import _pre_tokenizer
+    from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+    cut = _pre_tokenizer(PRE_TOKENIZERS[pre]).pre_tokenize_str(text)
+    assert [text[start:end] for _, (start, end) in cut] == words
+
+
+def test_every_regex_compiles():
+    from runtime.tokenizer.build import _pre_tokenizer
+    from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+    for pre in set(PRE_TOKENIZERS.values()):
+        pieces = _pre_tokenizer(pre).pre_tokenize_str("Ünder 12，想 e\u0301 \n\n it's")
+        assert pieces[-1][1][1] == len("Ünder 12，想 e\u0301 \n\n it's")
