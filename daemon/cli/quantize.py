@@ -185,7 +185,10 @@ def _print_summary(result: QuantizeResult) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("type", "tensors", "size", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("type")
+    table.add_column("tensors", justify="right")
+    table.add_column("size", justify="right")
     for name, (count, size) in result.types.items():
         table.add_row(name, str(count), _mib(size))
     console.print(table)

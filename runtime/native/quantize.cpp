@@ -20,6 +20,22 @@
 namespace quantd {
 namespace encode {
 
+float max_abs(Type type) {
+    switch (type) {
+        case Type::Q8_0:
+            return 65504.0f * 127.0f;
+        case Type::Q5_0:
+            return 65504.0f * 14.0f;  // the search may take a scale somewhat above max / 16
+        case Type::Q6_K:
+            return 1e8f;  // 65504 * 127 * 31 less room for the search
+        case Type::Q4_K:
+        case Type::Q5_K:
+            return 65504.0f * 60.0f;  // dmin * 63 holds the minimum
+        default:
+            return 65504.0f;  // F16 itself; the minimum of Q5_1 is stored as it is
+    }
+}
+
 const Encoders& encoders_for(const char* level) {
     const Encoders* usable[3] = {&kScalar, nullptr, nullptr};
     int count = 1;

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -50,6 +55,25 @@ def test_progress_lines(source, tmp_path):
     assert [line["event"] for line in lines[:-1]] == ["progress"] * (len(lines) - 1)
     assert lines[-1]["event"] == "result"
     assert lines[-2]["bytes_done"] == lines[-2]["bytes_total"]
+
+
+def test_bar_on_a_terminal(source, tmp_path):
+    ours, theirs = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "daemon", "quantize", str(source), str(tmp_path / "out.gguf")],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal whose last writer left
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert child.wait() == 0
+    assert b"12/12 tensors" in shown
 
 
 @pytest.mark.parametrize(
