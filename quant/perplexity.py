@@ -32,7 +32,7 @@ class ScoringTokenizer(Protocol):
     def bos_id(self) -> int | None: ...
     @property
     def add_bos(self) -> bool: ...
-    def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
 
 class ScoringModel(Protocol):
@@ -90,15 +90,17 @@ def measure(
     ctx: int = DEFAULT_CTX,
     chunks: int | None = None,
     step_rows: int = 256,
+    parse_special: bool = False,
     on_progress: Callable[[Perplexity, int], None] | None = None,
 ) -> Perplexity:
     """Score the text; `chunks` limits how much of it.  `on_progress` gets the estimate so far and the chunks in all.
 
-    `step_rows` is the most rows of one step that the model takes.  Raises RequestError for a text of less than two
+    `step_rows` is the most rows of one step that the model takes.  `parse_special` reads the names of control tokens in
+    the text as these tokens, which llama-perplexity does not.  Raises RequestError for a text of less than two
     chunks, NonFiniteLogitsError, and what LoadedModel.step raises.
     """
     _check(ctx, chunks)
-    tokens = model.tokenizer.encode(text, add_special=True)
+    tokens = model.tokenizer.encode(text, add_special=True, parse_special=parse_special)
     if len(tokens) < MIN_CHUNKS_OF_TEXT * ctx:
         raise RequestError(
             "file",

@@ -30,9 +30,21 @@ Report = Callable[[Perplexity, int], None]
 )
 @click.option("--chunks", type=click.IntRange(1), help="Score only the first so many chunks [default: all].")
 @click.option("--threads", type=click.IntRange(1, 256), help="Threads to use [default: the usable cores].")
+@click.option(
+    "--parse-special",
+    is_flag=True,
+    help="Read names of control tokens in the text, such as <|im_end|>, as these tokens; llama-perplexity does not.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: perplexity, stderr, chunks.")
 def command(
-    model: Path, text_path: Path, *, ctx: int, chunks: int | None, threads: int | None, as_json: bool
+    model: Path,
+    text_path: Path,
+    *,
+    ctx: int,
+    chunks: int | None,
+    threads: int | None,
+    parse_special: bool,
+    as_json: bool,
 ) -> None:
     """Measure the perplexity of MODEL on a text, by the method of llama-perplexity.  Lower is better.
 
@@ -47,7 +59,15 @@ def command(
     loaded = load_model(model, settings)
     try:
         with _reporter() as report:
-            result = measure(loaded, text, ctx=ctx, chunks=chunks, step_rows=step_rows, on_progress=report)
+            result = measure(
+                loaded,
+                text,
+                ctx=ctx,
+                chunks=chunks,
+                step_rows=step_rows,
+                parse_special=parse_special,
+                on_progress=report,
+            )
     finally:
         loaded.close()
     if as_json:

@@ -25,9 +25,9 @@ float max_abs(Type type) {
         case Type::Q8_0:
             return 65504.0f * 127.0f;
         case Type::Q5_0:
-            return 65504.0f * 14.0f;  // the search may take a scale somewhat above max / 16
+            return 65504.0f * 11.0f;  // the search may take a scale of max / 12.4 and a little more
         case Type::Q6_K:
-            return 1e8f;  // 65504 * 127 * 31 less room for the search
+            return 1e8f;  // 65504 * 128 * 28 less room for the search, and x^2 stays a float
         case Type::Q4_K:
         case Type::Q5_K:
             return 65504.0f * 60.0f;  // dmin * 63 holds the minimum

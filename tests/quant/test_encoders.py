@@ -146,6 +146,34 @@ def test_values_beyond_f16_scales_are_named(target):
     assert quantize_rows(x.reshape(-1).view(np.uint8), T.F32, 2, 256, target, out, 1)[:2] == (1, 7)
 
 
+LARGEST = {
+    T.F16: 65504,
+    T.Q8_0: 65504 * 127,
+    T.Q5_0: 65504 * 11,
+    T.Q5_1: 65504,
+    T.Q4_K: 65504 * 60,
+    T.Q5_K: 65504 * 60,
+    T.Q6_K: 1e8,
+}
+
+
+@pytest.mark.parametrize("target", LARGEST, ids=lambda t: t.name)
+@pytest.mark.parametrize("shape", ["uniform", "spikes", "positive", "constant"])
+def test_largest_weights_stay_finite(target, shape):
+    rng = np.random.default_rng(11)
+    x = rng.uniform(-1, 1, (8, 256))
+    if shape == "spikes":
+        x **= 15
+    elif shape == "positive":
+        x = np.abs(x)
+    elif shape == "constant":
+        x = np.sign(x)
+    x = (x / np.abs(x).max() * LARGEST[target]).astype(np.float32)
+    decoded = decode(encode(x, target), target)
+    assert np.isfinite(decoded).all()
+    assert np.sqrt(((x - decoded) ** 2).mean()) < 0.1 * np.sqrt((x**2).mean())
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_bf16_source_equals_its_float_values(target):
     x = weights(8, 256)
