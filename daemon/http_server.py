@@ -10,6 +10,8 @@ from typing import Any
 
 import uvicorn
 
+from daemon.http_protocol import PatientProtocol
+
 MAX_HEADER_BYTES = 16 * 1024
 KEEP_ALIVE_S = 120
 LAST_ANSWERS_S = 2  # for answers that are being written when the server stops
@@ -24,7 +26,7 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                http="h11",
+                http=PatientProtocol,
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -176,6 +176,8 @@ class Talk:
                     await self._print_until_interrupted(self._answer(line))
                 except QuantdError as failure:
                     click.echo(f"quantd: {failure.message}", err=True)
+                    if failure.reason == "CONTEXT_LENGTH_EXCEEDED":
+                        click.echo("/reset forgets the conversation.", err=True)
 
     async def _print_until_interrupted(self, texts: AsyncGenerator[str, None]) -> None:
         """Ctrl-C ends the answer and not the program."""

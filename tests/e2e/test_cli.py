@@ -1,0 +1,113 @@
+"""`quantd run` as a person uses it: one answer, a pipe, and a chat at a terminal."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.e2e.harness import ROOT, environment
+
+
+def run(models, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "daemon", "run", models / "demo.gguf", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def test_one_answer_is_the_one_that_the_server_gives(models, served):
+    import openai
+
+    done = run(models, "Tell me a story about a fox.", "--seed", "3", "--max-tokens", "40")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+        answer = client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "Tell me a story about a fox."}],
+            seed=3,
+            max_tokens=40,
+        )
+    assert done.stdout == answer.choices[0].message.content + "\n"
+
+
+def test_a_prompt_from_a_pipe_continues_raw(models):
+    done = run(models, "-", "--raw", "--max-tokens", "8", "--temperature", "0", input="Once upon")
+    assert done.returncode == 0
+    assert done.stdout.startswith("Once upon")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "PROMPT is needed"),
+        (("hi", "--temperature", "9"), "temperature"),
+        (("hi", "--max-tokens", "0"), "max_tokens"),
+        (("hi", "--seed", "-1"), "--seed"),
+        (("hi", "--context", "5"), "context"),
+    ],
+)
+def test_bad_use_is_one_line_and_64(models, arguments, word):
+    done = run(models, *arguments, stdin=subprocess.DEVNULL)
+    assert done.returncode == 64
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_chat_at_the_terminal(models):
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "daemon",
+            "run",
+            models / "demo.gguf",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "12",
+        ],
+        cwd=ROOT,
+        env=environment(TERM="xterm"),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen = ""
+
+    def until(pattern):
+        nonlocal seen
+        end = time.monotonic() + 20
+        while not re.search(pattern, seen, re.DOTALL):
+            assert time.monotonic() < end, seen
+            if select.select([main], [], [], 0.1)[0]:
+                seen += os.read(main, 65536).decode(errors="replace")
+        seen = ""
+
+    try:
+        until("Ctrl-D")
+        os.write(main, b"Hello!\r")
+        until(r"Hello!.*\n\S.*\n.*>")
+        os.write(main, b"/reset\r/help\r")
+        until("forget the conversation")
+        os.write(main, b"\x03")  # at the prompt it does nothing
+        os.write(main, b"\x04")
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
