@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime._native import Arena, Program, ThreadPool
+from runtime._native import Arena, Program, ThreadPool, kernel_levels
 from runtime.cpu import usable_cores
-from runtime.errors import EngineStoppedError, MemoryPlanError
+from runtime.errors import EngineStoppedError, MemoryPlanError, RequestError
 from runtime.gguf import ModelFile
 from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 from runtime.models import build_graph
@@ -119,6 +119,7 @@ def load_model(path: str | os.PathLike[str], settings: RuntimeSettings | None = 
     MemoryPlanError (before any large allocation) or OSError.
     """
     settings = settings or RuntimeSettings()
+    level = _level(settings)
     file = ModelFile.open(path)
     config = read_config(file)
     graph = build_graph(config)
@@ -143,7 +144,7 @@ def load_model(path: str | os.PathLike[str], settings: RuntimeSettings | None = 
             pool=pool,
             arena=arena,
             max_rows=settings.max_step_rows,
-            level=settings.level,
+            level=level,
         )
     except MemoryError:
         raise MemoryPlanError(
@@ -152,6 +153,15 @@ def load_model(path: str | os.PathLike[str], settings: RuntimeSettings | None = 
     return LoadedModel(
         file=file, config=config, tokenizer=tokenizer, plan=plan, settings=settings, program=program
     )
+
+
+def _level(settings: RuntimeSettings) -> str | None:
+    """Return the CPU level to use, None for the best; RequestError for one that this CPU lacks."""
+    level = settings.level or os.environ.get("QUANTD_CPU_LEVEL") or None
+    if level is not None and level not in kernel_levels():
+        known = ", ".join(kernel_levels())
+        raise RequestError("level", f"CPU level {level!r} is unknown or not available here; there are {known}")
+    return level
 
 
 def model_name(file: ModelFile) -> str:
