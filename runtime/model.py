@@ -160,7 +160,9 @@ def _level(settings: RuntimeSettings) -> str | None:
     level = settings.level or os.environ.get("QUANTD_CPU_LEVEL") or None
     if level is not None and level not in kernel_levels():
         known = ", ".join(kernel_levels())
-        raise RequestError("level", f"CPU level {level!r} is unknown or not available here; there are {known}")
+        raise RequestError(
+            "level", f"CPU level {level!r} is unknown or not available here; there are {known}"
+        )
     return level
 
 
