@@ -69,6 +69,9 @@ Bytes: TypeAlias = NDArray[np.uint8]
 def kernel_levels() -> list[str]:
     """Names of the levels that this CPU can run, narrowest first: "scalar", "avx2", "avx512vnni"."""
 
+def kernel_level(name: str | None = None) -> str:
+    """Return the level that runs: the named one, else $QUANTD_CPU_LEVEL, else the widest; ValueError if unknown here."""
+
 def dequantize(type_name: str, data: Bytes, n: int, level: str | None = None) -> Floats:
     """Expand n elements of GGUF blocks (data) to (n) floats; level None means scalar."""
 

@@ -85,6 +85,10 @@ std::vector<std::string> kernel_levels() {
     return names;
 }
 
+std::string kernel_level(std::optional<std::string> name) {
+    return kernels_for(name ? name->c_str() : nullptr).level;
+}
+
 FloatArray dequantize(const std::string& type_name, Bytes data, int64_t n, std::optional<std::string> level) {
     const Kernels& kernels = kernels_for(level ? level->c_str() : "scalar");
     const uint32_t type = weight_type(type_name);
@@ -254,6 +258,7 @@ FloatArray swiglu(const std::string& level, Floats<1> gate, Floats<1> up) {
 void init_kernels(nb::module_& m) {
     auto array = [](const char* name) { return nb::arg(name).noconvert(); };
     m.def("kernel_levels", &kernel_levels);
+    m.def("kernel_level", &kernel_level, nb::arg("name") = nb::none());
     m.def("dequantize", &dequantize, nb::arg("type_name"), array("data"), nb::arg("n"),
           nb::arg("level") = nb::none());
     m.def("quantize_activations", &quantize_activations, nb::arg("level"), nb::arg("form"), array("x"));

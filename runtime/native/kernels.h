@@ -64,7 +64,7 @@ struct MatmulArgs {
     int64_t out_stride;
     const float* bias;  // (n_out) or nullptr
     bool accumulate;    // true: add to what out holds (residual); false: store
-    float* scratch;     // (n_in) floats of this thread, for the generic path
+    float* scratch;     // (n_in) floats of this thread, for kernels that expand a row
 };
 using MatmulFn = void (*)(const MatmulArgs& args);
 
