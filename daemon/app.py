@@ -67,6 +67,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._num_signals = 0
         self._failure: BaseException | None = None
+        self._serving = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, entry: ModelEntry | None) -> int:
@@ -88,10 +89,10 @@ class Daemon:
 
         await rpc.start()
         await http.start()
-        self._host.on_change.append(lambda _: self._spawn(rpc.set_serving(self._host.ready())))
+        self._host.on_change.append(lambda _: self._spawn(self._tell_health(rpc)))
         loading = asyncio.create_task(self._load(entry))
         self._spawn(self._announce(loading, http_address, grpc_address))
-        self._spawn(self._watch_engine())
+        self._spawn(self._watch_engine(rpc))
         if self._notifier.enabled:
             self._spawn(self._report())
         await self._stop.wait()
@@ -125,15 +126,23 @@ class Daemon:
 
     # Watching.
 
-    async def _watch_engine(self) -> None:
+    async def _watch_engine(self, rpc: RpcServer) -> None:
         """Ends the daemon when the engine failed; asleep while no request is under way."""
         while True:
             await self._host.busy.wait()
             while self._host.num_requests:
                 await asyncio.sleep(ENGINE_CHECK_S)
                 self._require_healthy()
+                await self._tell_health(rpc)
             self._host.busy.clear()
             self._require_healthy()
+            await self._tell_health(rpc)
+
+    async def _tell_health(self, rpc: RpcServer) -> None:
+        """gRPC health says what /readyz says."""
+        if self._host.ready() != self._serving:
+            self._serving = not self._serving
+            await rpc.set_serving(self._serving)
 
     def _require_healthy(self) -> None:
         served = self._host.served
@@ -205,4 +214,12 @@ class Daemon:
         """Runs something beside; kept until it ends, because the loop itself keeps only weak references."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A watcher that breaks must not leave the daemon unwatched."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("internal_error", exc_info=task.exception())
+            self._failure = self._failure or ApiError("INTERNAL", "internal error")
+            self._stop.set()

@@ -122,7 +122,7 @@ _REASON_OF_CODE = {
     Code.NOT_FOUND: "MODEL_NOT_FOUND",
     Code.ALREADY_EXISTS: "OUTPUT_EXISTS",
     Code.PERMISSION_DENIED: "PERMISSION_DENIED",
-    Code.RESOURCE_EXHAUSTED: "REQUEST_TOO_LARGE",
+    Code.RESOURCE_EXHAUSTED: "QUEUE_FULL",
     Code.FAILED_PRECONDITION: "MODEL_BUSY",
     Code.OUT_OF_RANGE: "CONTEXT_LENGTH_EXCEEDED",
     Code.UNIMPLEMENTED: "NOT_FOUND",
@@ -254,12 +254,15 @@ def from_rpc_error(failure: grpc.RpcError) -> ApiError:
                 return error
     code = Code(call.code().value[0])
     reason = _REASON_OF_CODE.get(code, "INTERNAL")
+    if code is Code.RESOURCE_EXHAUSTED and "larger than max" in (call.details() or ""):
+        reason = "REQUEST_TOO_LARGE"  # gRPC's words for a message over max_receive_message_length
     # Texts that gRPC makes itself name addresses and errno strings of the host between us: they stay out.
     message = {
         "UNAVAILABLE": "The model server cannot be reached.",
         "DEADLINE_EXCEEDED": "The time for this request ran out.",
         "CANCELLED": "The request was cancelled.",
         "REQUEST_TOO_LARGE": "The message is larger than the model server takes.",
+        "QUEUE_FULL": "The model server has too many calls under way; try again later.",
     }.get(reason, f"The model server answered {code.name}.")
     return ApiError(reason, message)
 

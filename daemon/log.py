@@ -37,7 +37,8 @@ def set_up(log_format: str = "auto", level: str = "info") -> None:
     root.setLevel(level.upper())
     # One line a request is ours to write; uvicorn's would repeat it.
     logging.getLogger("uvicorn.access").disabled = True
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # Its warnings are of broken requests, which are answered: no client may fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -14,11 +14,17 @@ from daemon.services.answer import Answer, AnswerEvent
 from daemon.services.call import Call, new_request_id
 from daemon.services.host import ModelHost, Served
 from daemon.services.options import Options, read_options
-from daemon.services.prompt import check_messages, check_prompt, encode_chat, encode_prompt, prompt_text
+from daemon.services.prompt import (
+    check_messages,
+    check_prompt,
+    encode_chat,
+    encode_prompt,
+    prompt_text,
+    require_room,
+)
 from daemon.text.stream import TextStream
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import generate_service_pb2 as rpc
-from runtime.errors import ContextLengthError
 from runtime.request import FinishEvent, Request
 
 log = get_logger("quantd.requests")
@@ -160,15 +166,8 @@ class GenerateService:
 
 def _engine_request(call: Call, ids: list[int], options: Options, model: Any, field: str) -> Request:
     """The engine's request; max_tokens is cut to the room that the prompt leaves."""
+    require_room(field, len(ids), model.context_tokens)
     room = model.context_tokens - len(ids)
-    if room < 1:
-        raise ContextLengthError(
-            field,
-            f"The prompt has {len(ids)} tokens; the session's context holds {model.context_tokens}, "
-            "the answer included. Shorten the prompt.",
-            prompt_tokens=len(ids),
-            context_tokens=model.context_tokens,
-        )
     return Request(
         id=new_request_id(),  # the call's own id may be a caller's choice, and not unique
         prompt_ids=ids,

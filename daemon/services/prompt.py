@@ -8,6 +8,7 @@ from daemon.errors import ApiError
 from daemon.services.host import Served
 from daemon.services.options import MAX_MESSAGES, MAX_TEXT_BYTES, ROLES, invalid
 from quantd.v1 import generate_pb2 as pb
+from runtime.errors import ContextLengthError
 
 
 def check_prompt(request: pb.GenerateRequest, served: Served) -> None:
@@ -23,7 +24,20 @@ def check_prompt(request: pb.GenerateRequest, served: Served) -> None:
     ids = request.tokens.ids
     if not ids:
         raise invalid("tokens.ids", "must not be empty")
+    require_room("tokens", len(ids), served.model.context_tokens)  # bounds the work of the next line
     check_ids("tokens.ids", ids, served.model.tokenizer.n_vocab)
+
+
+def require_room(field: str, num_prompt_tokens: int, context_tokens: int) -> None:
+    """Refuses a prompt that leaves no room for one token of an answer."""
+    if num_prompt_tokens >= context_tokens:
+        raise ContextLengthError(
+            field,
+            f"The prompt has {num_prompt_tokens} tokens; the session's context holds {context_tokens}, "
+            "the answer included. Shorten the prompt.",
+            prompt_tokens=num_prompt_tokens,
+            context_tokens=context_tokens,
+        )
 
 
 def check_ids(field: str, ids: Any, n_vocab: int) -> None:

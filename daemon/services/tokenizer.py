@@ -42,10 +42,12 @@ class TokenizerService:
             raise invalid("ids", f"at most {MAX_IDS} ids, not {len(request.ids)}")
         with self._host.admit(request.model) as served:
             tokenizer = served.model.tokenizer
-            ids = list(request.ids)
-            if ids:
-                check_ids("ids", ids, tokenizer.n_vocab)
-            text = await asyncio.get_running_loop().run_in_executor(
-                self._host.text_workers, tokenizer.decode, ids
-            )
+
+            def decode() -> str:
+                ids = list(request.ids)
+                if ids:
+                    check_ids("ids", ids, tokenizer.n_vocab)
+                return str(tokenizer.decode(ids))
+
+            text = await asyncio.get_running_loop().run_in_executor(self._host.text_workers, decode)
         return rpc.DetokenizeResponse(text=text)

@@ -2,6 +2,7 @@
 
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,11 @@ def test_remote_listeners_need_a_word_of_consent(tmp_path):
         {"http": "127.9.9.9:1"},
     ):
         load(flags, file, {})
+
+
+def test_the_packaged_file_is_sound():
+    file = Path(__file__).resolve().parents[2] / "packaging" / "quantd.toml"
+    assert load({}, file, {}).models_dir == Path("/srv/quantd/models")
 
 
 def test_http_needs_a_port(tmp_path):

@@ -23,10 +23,13 @@ from runtime import errors
 
 class FakeRpcError(grpc.RpcError):
     def __init__(self, code, details=None):
-        self._code, self._details = code, details
+        self._code, self._details, self.text = code, details, ""
 
     def code(self):
         return self._code
+
+    def details(self):
+        return self.text
 
     def trailing_metadata(self):
         return () if self._details is None else (("grpc-status-details-bin", self._details),)
@@ -146,13 +149,19 @@ def test_openai_body_names_the_json_field():
         (grpc.StatusCode.DEADLINE_EXCEEDED, 504),
         (grpc.StatusCode.CANCELLED, 499),
         (grpc.StatusCode.UNKNOWN, 500),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, 413),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
         (grpc.StatusCode.UNIMPLEMENTED, 404),
     ],
 )
 def test_a_status_that_is_not_ours_is_read_by_its_code(code, http):
     assert from_rpc_error(FakeRpcError(code)).http_status == http
     assert from_rpc_error(FakeRpcError(code, b"")).http_status == http
+
+
+def test_a_message_that_grpc_itself_found_too_large():
+    failure = FakeRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    failure.text = "SERVER: Received message larger than max (4194310 vs. 4194304)"
+    assert from_rpc_error(failure).http_status == 413
 
 
 def test_messages_are_bounded_and_retry_seconds_whole():

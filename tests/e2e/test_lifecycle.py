@@ -6,11 +6,14 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from quantd.v1 import generate_pb2 as pb
+from quantd.v1 import model_service_pb2
 from tests.e2e.harness import Stubs, small
 
 
@@ -168,3 +171,52 @@ def test_sigterm_while_the_model_loads(start, models, tmp_path):
     code, seconds = daemon.stop()
     assert code in (0, -signal.SIGTERM)
     assert seconds < 10
+
+
+def test_models_are_swapped_and_unloaded(start, models):
+    daemon = start(*small(models))
+    stubs = Stubs(daemon.grpc)
+    health = health_pb2_grpc.HealthStub(stubs.channel)
+
+    def serving():
+        return health.Check(health_pb2.HealthCheckRequest()).status
+
+    def ask(name):
+        request = pb.GenerateRequest(model=name, text="Once", options=pb.GenerationOptions(max_tokens=4))
+        return next(iter(list(stubs.generate.Generate(request)))).started.model
+
+    loaded = stubs.models.LoadModel(model_service_pb2.LoadModelRequest(name="demo-f16"))
+    assert (loaded.model.name, loaded.model.loaded, loaded.plan.fits) == ("demo-f16", True, True)
+    assert ask("demo-f16") == ask("") == "demo-f16"
+    with pytest.raises(grpc.RpcError) as caught:
+        ask("demo")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    stubs.models.UnloadModel(model_service_pb2.UnloadModelRequest(name="demo-f16"))
+    with pytest.raises(grpc.RpcError) as caught:
+        ask("")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert serving() == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert urllib.request.urlopen(f"{daemon.url}/livez", timeout=5).status == 200
+    stubs.models.LoadModel(model_service_pb2.LoadModelRequest(name="demo"))
+    assert ask("demo") == "demo"
+    assert serving() == health_pb2.HealthCheckResponse.SERVING
+    assert daemon.stop()[0] == 0
+    stubs.channel.close()
+
+
+def test_a_daemon_without_a_model_waits_for_one(start, models):
+    daemon = start(
+        "--http",
+        "127.0.0.1:0",
+        "--grpc",
+        "127.0.0.1:0",
+        QUANTD_MODELS_DIR=str(models),
+        QUANTD_KV_BUDGET="8MiB",
+    )
+    stubs = Stubs(daemon.grpc)
+    names = [one.name for one in stubs.models.ListModels(model_service_pb2.ListModelsRequest()).models]
+    assert names == ["demo", "demo-f16"]
+    plan = stubs.models.LoadModel(model_service_pb2.LoadModelRequest(name="demo")).plan
+    assert plan.kv_arena_bytes <= 8 * 2**20
+    assert daemon.stop()[0] == 0
+    stubs.channel.close()
