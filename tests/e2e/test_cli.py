@@ -102,9 +102,13 @@ def test_a_chat_at_the_terminal(models):
         until("Ctrl-D")
         os.write(main, b"Hello!\r")
         until(r"Hello!.*\n\S.*\n.*>")
-        os.write(main, b"/reset\r/help\r")
-        until("forget the conversation")
+        # Each key only at a prompt: between two of them the terminal itself would take it.
+        os.write(main, b"/reset\r")
+        until(r"/reset.*\n.*>")
+        os.write(main, b"/help\r")
+        until(r"forget the conversation.*\n.*>")
         os.write(main, b"\x03")  # at the prompt it does nothing
+        until(r"\n.*>")
         os.write(main, b"\x04")
         assert process.wait(10) == 0
     finally:
