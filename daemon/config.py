@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     model: str | None = None
     # Folder of GGUF files that clients may name, list, load and quantize.
     models_dir: Path | None = None
+    # Folder for quantizations that clients ask for; None: models_dir.  Models in it are served too.
+    output_dir: Path | None = None
     # Listeners that other machines can reach: this version has no keys and no TLS, so it takes a word of consent.
     # Stands before the listeners, because their check asks for it.
     allow_remote: bool = False

@@ -17,6 +17,9 @@ import click
 @click.option("--grpc", metavar="HOST:PORT|unix:PATH", help="gRPC. Default 127.0.0.1:50051.")
 @click.option("--models-dir", metavar="DIR", help="Folder of GGUF files that clients may name.")
 @click.option(
+    "--output-dir", metavar="DIR", help="Folder for quantizations of clients. Default: the models folder."
+)
+@click.option(
     "--kv-budget", metavar="SIZE", help="Memory for the KV arena, such as 1GiB. Default: 1GiB or less."
 )
 @click.option("--kv-type", metavar="f16|q8_0", help="Type of cached keys and values. Default f16.")

@@ -18,7 +18,7 @@ from runtime.memory import RuntimeSettings
 
 def build_services(settings: Settings) -> Services:
     """All services, with no model loaded yet."""
-    folder = ModelFolder(settings.models_dir)
+    folder = ModelFolder(settings.models_dir, settings.output_dir)
     host = ModelHost(folder, runtime_settings(settings), runtime_parts(), max_waiting=settings.max_waiting)
     return Services(
         host=host,
@@ -47,7 +47,7 @@ def find_model(settings: Settings) -> ModelEntry | None:
     path = Path(settings.model)
     if path.is_file():
         return entry_of(path)
-    entry = ModelFolder(settings.models_dir).find(settings.model)
+    entry = ModelFolder(settings.models_dir, settings.output_dir).find(settings.model)
     if entry is None:
         where = f" nor a model in {settings.models_dir}" if settings.models_dir else ""
         raise ApiError("MODEL_NOT_FOUND", f"{settings.model} is no model file{where}", field="model")

@@ -41,25 +41,22 @@ def entry_of(path: Path) -> ModelEntry:
 
 
 class ModelFolder:
-    """Lists and finds the models of one folder; None: no folder is configured, so there are none."""
+    """Lists and finds the models of one folder; None: no folder is configured, so there are none.
 
-    def __init__(self, path: Path | None) -> None:
+    Where the daemon may not write to that folder, `output` is a second one: new models go there and are found there too.
+    A name that stands in both is the first folder's.
+    """
+
+    def __init__(self, path: Path | None, output: Path | None = None) -> None:
         self.path = path
+        self.output = output or path
 
     def entries(self) -> list[ModelEntry]:
-        """Every model by name.  Only regular files in the folder itself count: no links, no subfolders."""
-        if self.path is None:
-            return []
+        """Every model by name.  Only regular files in the folders themselves count: no links, no subfolders."""
         found: dict[str, ModelEntry] = {}
-        try:
-            with os.scandir(self.path) as files:
-                for file in sorted(files, key=lambda one: one.name):
-                    entry = _entry(file)
-                    if entry is not None:
-                        found.setdefault(entry.name, entry)
-        except OSError:
-            # A folder that is gone or closed to us holds no models; a client need not know which.
-            return []
+        for folder in dict.fromkeys((self.path, self.output)):
+            for entry in _scan(folder) if folder else ():
+                found.setdefault(entry.name, entry)
         return sorted(found.values(), key=lambda one: one.name)
 
     def find(self, name: str) -> ModelEntry | None:
@@ -68,7 +65,7 @@ class ModelFolder:
 
     def new_file(self, name: str, field: str) -> Path:
         """The path of a model yet to be made; refuses names that are no plain file name, and names that are taken."""
-        if self.path is None:
+        if self.output is None:
             raise ApiError("PERMISSION_DENIED", "This daemon has no model folder (models_dir) to write to.")
         plain = name.removesuffix(SUFFIX)
         if (
@@ -84,10 +81,20 @@ class ModelFolder:
                 f"{field}: must be a plain file name of at most {MAX_NAME_BYTES} bytes",
                 field=field,
             )
-        path = self.path / (plain + SUFFIX)
+        path = self.output / (plain + SUFFIX)
         if self.find(plain) is not None or os.path.lexists(path):
             raise ApiError("OUTPUT_EXISTS", f"{field}: a model named {plain!r} exists already", field=field)
         return path
+
+
+def _scan(folder: Path) -> list[ModelEntry]:
+    try:
+        with os.scandir(folder) as files:
+            entries = [_entry(file) for file in sorted(files, key=lambda one: one.name)]
+    except OSError:
+        # A folder that is gone or closed to us holds no models; a client need not know which.
+        return []
+    return [entry for entry in entries if entry is not None]
 
 
 def _entry(file: os.DirEntry[str]) -> ModelEntry | None:

@@ -104,6 +104,20 @@ def test_without_a_folder_there_is_nothing(tmp_path):
     assert caught.value.reason == "PERMISSION_DENIED"
 
 
+def test_a_second_folder_takes_what_is_made_and_shows_it(folder, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "other.gguf").write_bytes(b"later")
+    (made / "tiny.gguf").write_bytes(b"GGUF")
+    both = ModelFolder(folder.path, made)
+    assert [entry.name for entry in both.entries()] == ["big", "other", "tiny"]
+    assert both.find("other").path.parent == folder.path
+    assert both.new_file("new", "output") == made / "new.gguf"
+    with pytest.raises(ApiError) as caught:
+        both.new_file("big", "output")
+    assert caught.value.reason == "OUTPUT_EXISTS"
+
+
 def test_names_of_split_models(tmp_path):
     assert model_name(tmp_path / "a-00001-of-00003.gguf") == "a"
     assert model_name(tmp_path / "a.gguf") == "a"
