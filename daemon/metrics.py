@@ -1,7 +1,8 @@
 """Prometheus metrics of the daemon.
 
-Counters and histograms are fed by the services, a few times in a request.  Gauges are read when somebody scrapes:
-one collector asks for a `Snapshot` and turns it into samples, so an idle daemon does no work for its metrics.
+Histograms and counters of requests are fed by the services, a few times in a request.  Gauges and the engine's own
+counts are read when somebody scrapes: one collector asks for a `Snapshot` and turns it into samples, so an idle daemon
+does no work for its metrics.
 
 Where vLLM has a name for a thing, that name is used (`vllm:...`, labels `model_name` and `engine`), so that dashboards
 made for vLLM show quantd too.  What no peer reports (memory, live rates, rejections) is called `quantd_...`.
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -114,6 +115,8 @@ class Snapshot:
     pages_used: int = 0  # pages that hold keys and values now
     pages_reserved: int = 0  # pages promised to admitted sessions, used ones included
     page_bytes: int = 0
+    prompt_tokens_total: int = 0  # computed since the model was loaded, step by step
+    generation_tokens_total: int = 0
     prompt_tokens_per_s: float = 0.0  # live, over the last seconds
     generation_tokens_per_s: float = 0.0
     model_mapped_bytes: int = 0  # size of the mapped model file(s)
@@ -139,8 +142,6 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, text, _LABELS, buckets=buckets, registry=self.registry)
 
-        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens computed.")
-        self._generation_tokens = counter("vllm:generation_tokens", "Tokens generated.")
         self._success = counter(
             "vllm:request_success", "Requests that ended, by reason.", (*_LABELS, "finished_reason")
         )
@@ -189,8 +190,6 @@ class Metrics:
         """An accepted request ended: `reason` is "stop", "length", "cancelled", "deadline" or "failed"."""
         labels = (model, "0")
         self._success.labels(*labels, reason).inc()
-        self._prompt_tokens.labels(*labels).inc(prompt_tokens)
-        self._generation_tokens.labels(*labels).inc(generated_tokens)
         self._queue.labels(*labels).observe(queue_s)
         self._prefill.labels(*labels).observe(prefill_s)
         self._decode.labels(*labels).observe(decode_s)
@@ -244,6 +243,15 @@ class _GaugeCollector(Collector):
         yield gauge("vllm:num_requests_waiting", "Requests that wait for a session.", state.requests_waiting)
         used_share = state.pages_used / state.pages_total if state.pages_total else 0.0
         yield gauge("vllm:kv_cache_usage_perc", "Share of the KV arena in use, 0 to 1.", used_share)
+
+        # Counted by the engine at every step, so that rate() is smooth also while long answers are under way.
+        for kind, value in (
+            ("prompt", state.prompt_tokens_total),
+            ("generation", state.generation_tokens_total),
+        ):
+            total = CounterMetricFamily(f"vllm:{kind}_tokens", f"Tokens computed: {kind}.", labels=_LABELS)
+            total.add_metric(labels, value)
+            yield total
 
         rates = GaugeMetricFamily(
             "quantd_tokens_per_second",

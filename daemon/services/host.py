@@ -184,6 +184,8 @@ class ModelHost:
             pages_used=stats.pages_used,
             pages_reserved=stats.pages_reserved,
             page_bytes=plan.kv_arena_bytes // max(1, plan.n_pages),
+            prompt_tokens_total=stats.prompt_tokens_total,
+            generation_tokens_total=stats.generation_tokens_total,
             prompt_tokens_per_s=stats.prompt_tokens_per_s,
             generation_tokens_per_s=stats.generation_tokens_per_s,
             model_mapped_bytes=file.size_bytes,

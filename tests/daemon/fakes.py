@@ -148,6 +148,8 @@ class FakeEngine:
             pages_total=4,
             pages_used=0,
             pages_reserved=0,
+            prompt_tokens_total=0,
+            generation_tokens_total=0,
             prompt_tokens_per_s=0.0,
             generation_tokens_per_s=0.0,
             heartbeat_s=time.monotonic(),

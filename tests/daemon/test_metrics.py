@@ -22,8 +22,8 @@ def test_requests_are_counted_under_the_names_that_vllm_dashboards_use():
     )
     seen = samples(metrics)
     labels = (("engine", "0"), ("model_name", "demo"))
-    assert seen["vllm:prompt_tokens_total", labels] == 7
-    assert seen["vllm:generation_tokens_total", labels] == 3
+    assert seen["vllm:request_prompt_tokens_sum", labels] == 7
+    assert seen["vllm:request_generation_tokens_sum", labels] == 3
     assert (
         seen[
             "vllm:request_success_total",
@@ -39,7 +39,8 @@ def test_requests_are_counted_under_the_names_that_vllm_dashboards_use():
 def test_gauges_come_from_one_snapshot_and_arena_states_add_up():
     state = Snapshot(
         model_name="demo", requests_running=2, requests_waiting=1, pages_total=10, pages_used=4, pages_reserved=7,
-        page_bytes=100, prompt_tokens_per_s=11.0, generation_tokens_per_s=5.0, model_mapped_bytes=50,
+        page_bytes=100, prompt_tokens_per_s=11.0, generation_tokens_per_s=5.0,
+        prompt_tokens_total=70, generation_tokens_total=30, model_mapped_bytes=50,
         model_resident_bytes=40, memory_budget_bytes=2000, memory_available_bytes=9000,
     )  # fmt: skip
     calls = []
@@ -52,6 +53,8 @@ def test_gauges_come_from_one_snapshot_and_arena_states_add_up():
     assert seen["quantd_kv_cache_budget_bytes", ()] == 1000
     assert seen["vllm:kv_cache_usage_perc", (("engine", "0"), ("model_name", "demo"))] == 0.4
     assert seen["quantd_tokens_per_second", (("kind", "generation"), ("model_name", "demo"))] == 5
+    assert seen["vllm:prompt_tokens_total", (("engine", "0"), ("model_name", "demo"))] == 70
+    assert seen["vllm:generation_tokens_total", (("engine", "0"), ("model_name", "demo"))] == 30
     assert seen["quantd_process_anonymous_bytes", ()] > 1 << 20
 
 

@@ -168,13 +168,15 @@ def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
     root = Path(__file__).resolve().parents[2]
     parent = subprocess.Popen([sys.executable, "-c", parent_code], cwd=root)
     try:
-        end = time.monotonic() + 10
+        # The child runs at idle priority: on a busy machine everything it does can take long.
+        end = time.monotonic() + 60
         while not report.exists() and time.monotonic() < end:
             time.sleep(0.02)
         pid, nice, oom = map(int, report.read_text().split())
         assert nice == 19
         assert oom == 1000
         parent.send_signal(signal.SIGKILL)
+        end = time.monotonic() + 60
         while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
             if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
                 break
@@ -183,4 +185,3 @@ def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
     finally:
         parent.kill()
         parent.wait()
-        assert os.getpid()
