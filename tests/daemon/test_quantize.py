@@ -1,7 +1,6 @@
 """QuantizeService: the child's lines become events, its failures become errors, and cancelling it leaves nothing."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
