@@ -31,7 +31,7 @@ def test_a_budget_is_a_size_with_a_unit(demo_model, capsys):
 
 
 def test_what_does_not_fit_is_still_shown_and_ends_with_75(demo_model, capsys, monkeypatch):
-    monkeypatch.setattr("runtime.memory.available_memory", lambda: Available(32 << 20, "a small machine"))
+    monkeypatch.setattr("runtime.memory.available_memory", lambda: Available(2 << 20, "a small machine"))
     assert run(["plan", str(demo_model)]) == 75
     out = capsys.readouterr().out
     assert "The plan does not fit" in out
