@@ -185,7 +185,7 @@ def main() -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     model, source = prepare(arguments)
     described = json.loads(subprocess.check_output([QUANTD, "inspect", str(model), "--json"]))
-    vocab = int(described["vocab_size"])
+    vocab = int(described["tokenizer"]["vocabulary"])
     table: Table = defaultdict(lambda: defaultdict(list))
     speed(table, model, vocab, arguments)
     starts = repeat(lambda: first_token(model), arguments.rounds)
