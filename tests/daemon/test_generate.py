@@ -330,7 +330,7 @@ async def test_deadlines_end_the_call_and_the_work(world, seconds):
 
 async def test_the_engine_is_told_the_deadline(world):
     await collect(world.generate.Generate(pb.GenerateRequest(text="hi"), timeout=50))
-    assert 0 < world.engine.requests[-1].deadline - time.monotonic() < 50
+    assert 0 < world.engine.requests[-1].deadline - time.monotonic() < 51  # the transport rounds up
     await collect(world.generate.Generate(pb.GenerateRequest(text="hi")))
     assert world.engine.requests[-1].deadline is None
 
