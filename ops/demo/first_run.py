@@ -75,18 +75,10 @@ def main() -> int:
 
     quantize()
     say("starting the daemon")
+    # Requests are not logged here: their lines would stand inside of the answer.
+    listeners = ["--http", arguments.http, "--grpc", arguments.grpc]
     daemon = subprocess.Popen(
-        [
-            QUANTD,
-            "serve",
-            MODEL,
-            "--http",
-            arguments.http,
-            "--grpc",
-            arguments.grpc,
-            "--models-dir",
-            MODEL.parent,
-        ]
+        [QUANTD, "serve", MODEL, *listeners, "--models-dir", MODEL.parent, "--log-level", "warning"]
     )
     # Ctrl-C reaches the daemon too (same terminal): it drains and we report its status.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
