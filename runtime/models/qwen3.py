@@ -6,39 +6,23 @@ head_dim is a key of its own (attention.key_length) and need not be n_embd / n_h
 from __future__ import annotations
 
 from runtime.models.config import ModelConfig
+from runtime.models.decoder import decoder
 from runtime.models.graph import (
     Attention,
     Buffer,
-    Embed,
-    GatedLinear,
     Graph,
-    Head,
     HeadNorm,
     Linear,
     Op,
     Projection,
     RmsNorm,
-    Select,
     Weight,
 )
 
 
 def build(config: ModelConfig) -> Graph:
     """Return the graph of one Qwen 3."""
-    c = config
-    x = Buffer("x", c.n_embd)
-    norm = Buffer("norm", c.n_embd)
-    last = Buffer("last", c.n_embd)
-    ops: list[Op] = [Embed(Weight("token_embd.weight", (c.n_vocab, c.n_embd)), x)]
-    for layer in range(c.n_layers):
-        ops += _attention(c, layer, x, norm)
-        ops += _feed_forward(c, layer, x, norm)
-    ops += [
-        Select(x, last),
-        RmsNorm(last, Weight("output_norm.weight", (c.n_embd,)), norm, c.rms_eps),
-        Head(norm, Weight("output.weight", (c.n_vocab, c.n_embd), instead="token_embd.weight")),
-    ]
-    return Graph(tuple(ops))
+    return decoder(config, _attention)
 
 
 def _attention(c: ModelConfig, layer: int, x: Buffer, norm: Buffer) -> list[Op]:
@@ -68,22 +52,4 @@ def _attention(c: ModelConfig, layer: int, x: Buffer, norm: Buffer) -> list[Op]:
         head_norm("attn_k_norm", k),
         Attention(q, k, v, heads, layer, c.n_heads, interleaved=False, scale=c.head_dim**-0.5),
         Linear(heads, (Projection(output, x),), accumulate=True),
-    ]
-
-
-def _feed_forward(c: ModelConfig, layer: int, x: Buffer, norm: Buffer) -> list[Op]:
-    hidden = Buffer("hidden", c.n_ff)
-    return [
-        RmsNorm(x, Weight(f"blk.{layer}.ffn_norm.weight", (c.n_embd,)), norm, c.rms_eps),
-        GatedLinear(
-            norm,
-            gate=Weight(f"blk.{layer}.ffn_gate.weight", (c.n_ff, c.n_embd)),
-            up=Weight(f"blk.{layer}.ffn_up.weight", (c.n_ff, c.n_embd)),
-            out=hidden,
-        ),
-        Linear(
-            hidden,
-            (Projection(Weight(f"blk.{layer}.ffn_down.weight", (c.n_embd, c.n_ff)), x),),
-            accumulate=True,
-        ),
     ]

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -15,6 +14,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "kernels.h"
 #include "kernels/encode/encode.h"
 
 namespace quantd {
@@ -37,25 +37,13 @@ float max_abs(Type type) {
 }
 
 const Encoders& encoders_for(const char* level) {
-    const Encoders* usable[3] = {&kScalar, nullptr, nullptr};
-    int count = 1;
+    // Which levels there are, and which one is wanted, is the kernels' rule.
+    const std::string_view name = kernels_for(level).level;
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
-        usable[count++] = &kAvx2;
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512vnni")) {
-            usable[count++] = &kAvx512Vnni;
-        }
-    }
+    if (name == kAvx512Vnni.level) return kAvx512Vnni;
+    if (name == kAvx2.level) return kAvx2;
 #endif
-    if (level == nullptr) level = std::getenv("QUANTD_CPU_LEVEL");
-    if (level == nullptr || *level == '\0') return *usable[count - 1];
-    for (int i = 0; i < count; ++i) {
-        if (std::string_view(level) == usable[i]->level) return *usable[i];
-    }
-    throw std::invalid_argument(std::string("CPU level '") + level +
-                                "' is unknown or not available on this CPU");
+    return kScalar;
 }
 
 }  // namespace encode
