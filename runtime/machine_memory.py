@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.control_groups import own_groups, read_text
+
 _KIB = 1024
 _NO_LIMIT_BYTES = 1 << 60  # version 1 writes a number near 2^63 for "no limit"
 
@@ -54,7 +56,7 @@ def _machine(proc: Path, sysfs: Path) -> Available:
 def _node_bytes(path: Path) -> int:
     """Free and reclaimable bytes of one memory node, less what the kernel keeps for itself."""
     fields = {}
-    for line in _read(path).splitlines():
+    for line in read_text(path).splitlines():
         words = line.split()  # "Node 0 MemFree:  4643136 kB"
         if len(words) >= 4 and words[3].isdecimal():
             fields[words[2].rstrip(":")] = int(words[3]) * _KIB
@@ -67,37 +69,18 @@ def _node_bytes(path: Path) -> int:
 
 def _groups(proc: Path, root: Path) -> Iterator[Available]:
     """What each control group from our own up to the root leaves."""
-    for line in _read(proc / "self" / "cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and controllers == "":
-            for base in (root, root / "unified"):
-                for folder, name in _upwards(base, path):
-                    yield from _group_v2(folder, name)
-        elif "memory" in controllers.split(","):
-            for folder, name in _upwards(root / "memory", path):
-                yield from _group_v1(folder, name)
-
-
-def _upwards(base: Path, path: str) -> Iterator[tuple[Path, str]]:
-    """(folder, name) of the group and its parents up to `base`.
-
-    In a container the path may be the host's and the folder absent; then the limits are those of `base`, which is always
-    part of the walk.
-    """
-    parts = os.path.normpath("/" + path.lstrip("/")).strip("/").split("/")
-    parts = [part for part in parts if part]
-    for length in range(len(parts), -1, -1):
-        yield base.joinpath(*parts[:length]), "/" + "/".join(parts[:length])
+    for group in own_groups(proc / "self" / "cgroup", root, "memory"):
+        limits = _group_v2 if group.version == 2 else _group_v1
+        yield from limits(group.folder, group.name)
 
 
 def _group_v2(folder: Path, name: str) -> Iterator[Available]:
     limits = [
         int(text)
-        for text in (_read(folder / "memory.max"), _read(folder / "memory.high"))
+        for text in (read_text(folder / "memory.max"), read_text(folder / "memory.high"))
         if text.isdecimal()
     ]
-    used = _read(folder / "memory.current")
+    used = read_text(folder / "memory.current")
     if not limits or not used.isdecimal():
         return
     stat = _fields(folder / "memory.stat")
@@ -106,7 +89,7 @@ def _group_v2(folder: Path, name: str) -> Iterator[Available]:
 
 
 def _group_v1(folder: Path, name: str) -> Iterator[Available]:
-    limit, used = _read(folder / "memory.limit_in_bytes"), _read(folder / "memory.usage_in_bytes")
+    limit, used = read_text(folder / "memory.limit_in_bytes"), read_text(folder / "memory.usage_in_bytes")
     if not limit.isdecimal() or not used.isdecimal() or int(limit) >= _NO_LIMIT_BYTES:
         return
     stat = _fields(folder / "memory.stat")
@@ -123,15 +106,8 @@ def _left(name: str, limit_bytes: int, used_bytes: int) -> Available:
 def _fields(path: Path) -> dict[str, int]:
     """The "name value" or "name: value kB" lines of a file."""
     fields = {}
-    for line in _read(path).splitlines():
+    for line in read_text(path).splitlines():
         words = line.split()
         if len(words) >= 2 and words[1].isdecimal():
             fields[words[0].rstrip(":")] = int(words[1])
     return fields
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
