@@ -110,8 +110,11 @@ class Daemon:
         while not loading.done():
             self._notifier.extend_start(LOAD_EXTENSION_S)
             await asyncio.wait([loading], timeout=LOAD_EXTENSION_S / 2)
-        if loading.exception() is not None:
-            self._failure = loading.exception()
+        failure = loading.exception()
+        if self._num_signals:
+            return  # asked to stop meanwhile: whatever became of the load, nobody waits for it
+        if failure is not None:
+            self._failure = failure
             self._stop.set()
             return
         self._notifier.ready(self._status())

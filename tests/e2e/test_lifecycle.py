@@ -164,10 +164,11 @@ def test_a_model_file_that_is_cut_ends_the_request_and_then_the_daemon(start, mo
     stubs.channel.close()
 
 
-def test_sigterm_while_the_model_loads(start, models, tmp_path):
+@pytest.mark.parametrize("delay_s", [0.5, 0.6, 0.7, 0.8])
+def test_sigterm_while_the_model_loads(start, models, tmp_path, delay_s):
     fifo = tmp_path / "ready"
     daemon = start(*small(models), wait=False, NOTIFY_SOCKET=str(fifo))
-    time.sleep(0.7)  # somewhere between the first import and READY
+    time.sleep(delay_s)  # somewhere between the first import and READY
     code, seconds = daemon.stop()
     assert code in (0, -signal.SIGTERM)
     assert seconds < 10
