@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from runtime.constraint import ConstraintError
 from runtime.errors import ContextLengthError, RequestError
 from runtime.memory import RuntimeSettings
 from runtime.request import Request
@@ -62,8 +63,12 @@ def make_sampler(request: Request, factory: SamplerFactory) -> Any:
         sampler = factory(request.sampling)
         if request.sampling.has_penalties:
             sampler.accept(list(request.prompt_ids))
+        if request.constraint is not None:
+            sampler.set_mask(request.constraint.mask())
     except (ValueError, TypeError, OverflowError) as error:
         raise RequestError("options.sampling", str(error)) from error
+    except ConstraintError as error:
+        raise RequestError("options.constraint", str(error)) from error
     return sampler
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.constraint import TokenConstraint
 from runtime.pages import Lease
 from runtime.sampling import SamplingParams
 
@@ -74,6 +75,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
 # Words of FinishEvent.error.
 ERROR_NON_FINITE_LOGITS = "non_finite_logits"  # the model gave NaN or infinity for this request
 ERROR_NO_TOKEN = "no_token"  # noqa: S105  the sampler could not choose (every token was ruled out)
+ERROR_CONSTRAINT_FAILED = "constraint_failed"  # the grammar became too complex, or could not go on
 ERROR_ENGINE_FAILED = "engine_failed"  # a step broke; the engine takes no more requests
 ERROR_ENGINE_STOPPED = "engine_stopped"  # the engine was stopped before the request ended
 ERROR_MODEL_FILE_CHANGED = "model_file_changed"  # the mapped weights changed or could not be read
@@ -97,6 +99,7 @@ class Request:
     sampling: SamplingParams = SamplingParams()  # noqa: RUF009  frozen
     stop_token_ids: frozenset[int] = frozenset()  # tokens that end the answer; empty: only max_tokens does
     deadline: float | None = None  # time.monotonic() seconds; None: no deadline
+    constraint: TokenConstraint | None = None  # structured output; this request's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.constraint import ConstraintError
 from runtime.pages import PagePool
 from runtime.request import (
+    ERROR_CONSTRAINT_FAILED,
     ERROR_NO_TOKEN,
     ERROR_NON_FINITE_LOGITS,
     Event,
@@ -267,8 +269,37 @@ class Scheduler:
         else:
             top = _top(result, index, num_top)
             yield TokenEvent(request.id, token_id, float(result.logprobs[index]), top)
-        if sequence.num_known >= sequence.limit_tokens:
+        if request.constraint is not None:
+            yield from self._follow_constraint(sequence, token_id, now_s)
+        elif sequence.num_known >= sequence.limit_tokens:
             yield self._finish(sequence, FinishReason.LENGTH, now_s)
+
+    def _follow_constraint(self, sequence: Sequence, token_id: int, now_s: float) -> Iterator[Event]:
+        """Tell the constraint of a sampled token; tokens that it forces are known without a step of their own.
+
+        They are computed together in the next step, as the rows of a prompt are.  Where log-probabilities were asked
+        for, each token is sampled, or there would be none to report.
+        """
+        request, constraint = sequence.request, sequence.request.constraint
+        assert constraint is not None
+        try:
+            advance = constraint.accept(token_id, want_forced=request.sampling.top_logprobs is None)
+            mask = None if advance.done else constraint.mask()
+        except ConstraintError:
+            yield self._finish(sequence, FinishReason.FAILED, now_s, ERROR_CONSTRAINT_FAILED)
+            return
+        forced = advance.forced[: sequence.limit_tokens - sequence.num_known]
+        for forced_id in forced:
+            sequence.append(forced_id, now_s)
+            yield TokenEvent(request.id, forced_id, None, _NO_TOP)
+        if forced and request.sampling.has_penalties:
+            sequence.sampler.accept(list(forced))
+        if advance.done and len(forced) == len(advance.forced):
+            yield self._finish(sequence, FinishReason.STOP, now_s)
+        elif sequence.num_known >= sequence.limit_tokens:
+            yield self._finish(sequence, FinishReason.LENGTH, now_s)
+        else:
+            sequence.sampler.set_mask(mask)
 
     def _fail(self, sequences: Iterable[Sequence], error: str, now_s: float) -> list[Event]:
         return [self._finish(sequence, FinishReason.FAILED, now_s, error) for sequence in sequences]

@@ -84,13 +84,25 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
-    def _encode_plain(self, text: str, ids: list[int], drop: str) -> None:
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of text that goes on: nothing is put in front, and control-token text stays text."""
+        _check_text(text)
+        ids: list[int] = []
+        done = 0
+        for start, end, token_id in self._user_defined.find_all(text):
+            self._encode_plain(text[done:start], ids, "", prefix=False)
+            ids.append(token_id)
+            done = end
+        self._encode_plain(text[done:], ids, "", prefix=False)
+        return ids
+
+    def _encode_plain(self, text: str, ids: list[int], drop: str, *, prefix: bool = True) -> None:
         if drop:
             text = text.replace(drop, "")
         if not text:
             return
         if self.vocabulary.kind == "llama":
-            if self.vocabulary.add_space_prefix:
+            if self.vocabulary.add_space_prefix and prefix:
                 text = " " + text
             text = text.replace(" ", _SPACE)
         # A batch of one: unlike encode(), it lets other threads run meanwhile.

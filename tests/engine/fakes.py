@@ -25,6 +25,16 @@ class FakeSampler:
             raise ValueError("temperature is negative")
         self.params = params
         self.accepted: list[int] = []
+        self.mask: np.ndarray | None = None
+
+    def set_mask(self, mask: np.ndarray | None) -> None:
+        self.mask = None if mask is None else mask.copy()
+
+    def choose(self, token: int) -> int:
+        """The token itself, or the next one around the vocabulary that the mask allows."""
+        while self.mask is not None and not self.mask[token // 32] >> (token % 32) & 1:
+            token = (token + 1) % N_VOCAB
+        return token
 
     def accept(self, token_ids: list[int]) -> None:
         self.accepted += token_ids
@@ -100,7 +110,7 @@ class FakeModel:
                 history = self.cells[pages].reshape(-1)[: position + 1].tolist()
                 index = outputs[row]
                 sampler = plan.samplers[index]
-                result.token_ids[index] = next_token(history, sampler.params.seed)
+                result.token_ids[index] = sampler.choose(next_token(history, sampler.params.seed))
                 result.logprobs[index] = -0.5
                 result.top_ids[index, :3] = [result.token_ids[index], 1, 2]
                 result.top_logprobs[index, :3] = [-0.5, -1.5, -2.5]
