@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     # Bytes of the KV arena; None: 1 GiB, or less where the memory plan says so.
     kv_budget: Annotated[Size, Field(ge=2**16, le=2**50)] | None = None
     kv_type: Literal["f16", "q8_0"] = "f16"
+    # Keep computed prefixes in idle pages of the arena, for later requests that begin with them.
+    prefix_cache: bool = True
     # Sessions that share the arena.
     sessions: Annotated[int, Field(ge=1, le=256)] = 4
     # Tokens of one session; None: what the model and the arena give, at most 4096.

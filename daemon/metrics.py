@@ -114,9 +114,12 @@ class Snapshot:
     pages_total: int = 0  # KV pages of the arena
     pages_used: int = 0  # pages that hold keys and values now
     pages_reserved: int = 0  # pages promised to admitted sessions, used ones included
+    pages_cached: int = 0  # pages that nobody holds and that keep a prefix
     page_bytes: int = 0
     prompt_tokens_total: int = 0  # computed since the model was loaded, step by step
     generation_tokens_total: int = 0
+    cache_queried_tokens_total: int = 0  # prompt tokens that the prefix cache was asked for
+    cache_hit_tokens_total: int = 0  # of these, tokens that it had
     prompt_tokens_per_s: float = 0.0  # live, over the last seconds
     generation_tokens_per_s: float = 0.0
     model_mapped_bytes: int = 0  # size of the mapped model file(s)
@@ -245,11 +248,21 @@ class _GaugeCollector(Collector):
         yield gauge("vllm:kv_cache_usage_perc", "Share of the KV arena in use, 0 to 1.", used_share)
 
         # Counted by the engine at every step, so that rate() is smooth also while long answers are under way.
-        for kind, value in (
-            ("prompt", state.prompt_tokens_total),
-            ("generation", state.generation_tokens_total),
+        for name, text, value in (
+            ("vllm:prompt_tokens", "Prompt tokens computed.", state.prompt_tokens_total),
+            ("vllm:generation_tokens", "Tokens generated.", state.generation_tokens_total),
+            (
+                "vllm:prefix_cache_queries",
+                "Prompt tokens of admitted requests, looked up in the prefix cache.",
+                state.cache_queried_tokens_total,
+            ),
+            (
+                "vllm:prefix_cache_hits",
+                "Prompt tokens whose keys and values were in the prefix cache.",
+                state.cache_hit_tokens_total,
+            ),
         ):
-            total = CounterMetricFamily(f"vllm:{kind}_tokens", f"Tokens computed: {kind}.", labels=_LABELS)
+            total = CounterMetricFamily(name, text, labels=_LABELS)
             total.add_metric(labels, value)
             yield total
 
@@ -264,15 +277,16 @@ class _GaugeCollector(Collector):
 
         arena = GaugeMetricFamily(
             "quantd_kv_cache_bytes",
-            "Bytes of the KV arena: used, reserved but not used yet, free.",
+            "Bytes of the KV arena: used, reserved but not used yet, cached (free, with a prefix), free.",
             labels=("state",),
         )
         arena.add_metric(("used",), state.pages_used * state.page_bytes)
         arena.add_metric(("reserved",), max(0, state.pages_reserved - state.pages_used) * state.page_bytes)
-        arena.add_metric(
-            ("free",),
-            max(0, state.pages_total - max(state.pages_reserved, state.pages_used)) * state.page_bytes,
-        )
+        # Cached pages are the first that reservations will be taken from once the empty ones are gone.
+        idle = max(0, state.pages_total - max(state.pages_reserved, state.pages_used))
+        cached = min(idle, state.pages_cached)
+        arena.add_metric(("cached",), cached * state.page_bytes)
+        arena.add_metric(("free",), (idle - cached) * state.page_bytes)
         yield arena
 
         def plain(name: str, text: str, value: float) -> Metric:

@@ -25,6 +25,7 @@ from runtime.admission import EngineModel, SamplerFactory, check_request, make_s
 from runtime.errors import EngineStoppedError, ModelChangedError, QueueFullError, RequestError
 from runtime.pacing import LiveRates, StepPacer
 from runtime.pages import PagePool
+from runtime.prefix import PrefixKeys
 from runtime.request import (
     ERROR_ENGINE_FAILED,
     ERROR_ENGINE_STOPPED,
@@ -58,10 +59,13 @@ class EngineStats:
     running: int  # requests that hold a session
     waiting: int  # requests that wait for one
     pages_total: int  # KV pages of the arena
-    pages_used: int  # pages that hold keys and values
+    pages_used: int  # pages that running requests hold, shared ones once
     pages_reserved: int  # pages promised to running requests, used ones included
+    pages_cached: int  # pages that nobody holds and that keep a prefix for later requests
     prompt_tokens_total: int  # prompt tokens computed since the start
     generation_tokens_total: int  # tokens sampled since the start
+    cache_queried_tokens_total: int  # prompt tokens of admitted requests that the prefix cache was asked for
+    cache_hit_tokens_total: int  # of these, tokens whose keys and values were there
     steps_total: int
     prompt_tokens_per_s: float  # over the last 5 seconds
     generation_tokens_per_s: float
@@ -99,6 +103,9 @@ class Engine:
             page_tokens=model.page_tokens,
             context_tokens=model.context_tokens,
             max_step_rows=settings.max_step_rows,
+            prefix=PrefixKeys(model=model.name, kv_type=settings.kv_type, page_tokens=model.page_tokens)
+            if settings.prefix_cache
+            else None,
         )
         self._pacer = StepPacer(step_budget_ms, settings.max_step_rows)
         self._undelivered: list[Event] = []  # events of a call of the sink that has not returned
@@ -169,8 +176,11 @@ class Engine:
                 pages_total=self._pages.pages_total,
                 pages_used=self._pages.pages_used,
                 pages_reserved=self._pages.pages_reserved,
+                pages_cached=self._pages.pages_cached,
                 prompt_tokens_total=self._prompt_tokens,
                 generation_tokens_total=self._generation_tokens,
+                cache_queried_tokens_total=self._scheduler.cache.queried_tokens,
+                cache_hit_tokens_total=self._scheduler.cache.hit_tokens,
                 steps_total=self._steps,
                 prompt_tokens_per_s=prompt_per_s,
                 generation_tokens_per_s=generation_per_s,

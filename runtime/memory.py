@@ -44,6 +44,8 @@ _LEAST_CONTEXT_TOKENS = 512  # a default arena is not cut below this for each se
 _PROCESS_BYTES = 100 << 20
 # Measured once it is built: 690 bytes an entry for 128,256 (Llama 3), 740 for 32,000 (Llama 2).
 _TOKENIZER_ENTRY_BYTES = 800
+# A key of 32 bytes with its object and two entries of tables that grow by doubling: measured, 240 bytes.
+_INDEX_ENTRY_BYTES = 256
 
 
 class SizedFile(Protocol):
@@ -82,6 +84,7 @@ class RuntimeSettings:
     context_tokens: int | None = None  # of one session; None: min(model context, 4096, the session's share)
     kv_budget_bytes: int | None = None  # KV arena; None: 1 GiB, or less where less is needed or left
     kv_type: str = "f16"  # cached keys and values: "f16" or "q8_0"
+    prefix_cache: bool = True  # compute a prefix once for all requests that begin with it
     threads: int | None = None  # None: usable cores (affinity and cgroup quota)
     page_tokens: int = 32  # tokens of one KV page
     max_step_rows: int = 256  # token positions that one step computes at most
@@ -129,7 +132,8 @@ def plan_memory(
     fixed_scratch_bytes = _scratch_bytes(config, settings)
     room_bytes = available.n_bytes - file.size_bytes - fixed_scratch_bytes - process_bytes
     page_bytes = _page_bytes(config, settings.kv_type, settings.page_tokens)
-    table_bytes = 4 + 16 * _threads(settings)  # of one page, in the native core's page tables
+    # Of one page: the native core's page tables, and its entry in the index of prefixes.
+    table_bytes = 4 + 16 * _threads(settings) + _INDEX_ENTRY_BYTES * settings.prefix_cache
     n_pages = _n_pages(
         config,
         settings,

@@ -100,6 +100,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # tokens that end the answer; empty: only max_tokens does
     deadline: float | None = None  # time.monotonic() seconds; None: no deadline
     constraint: TokenConstraint | None = None  # structured output; this request's own
+    # Requests share computed prefixes only within a scope; the services set it from the caller's API key.
+    cache_scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class FinishEvent:
     prefill_ms: float  # from there to the first token
     decode_ms: float  # from there to the end
     error: str | None  # one of the ERROR_ words when the reason is FAILED
+    cached_tokens: int = 0  # prompt tokens whose keys and values were in the arena already
 
 
 Event = TokenEvent | FinishEvent
@@ -134,18 +137,24 @@ class Sequence:
 
     tokens  [0 ........ num_computed)[num_computed ........ num_known)[num_known ........ limit)
             keys and values in pages  wanted: the next rows            not sampled yet
+
+    Full pages of the computed part are published for others, num_published of them so far.
     """
 
     __slots__ = (
         "admitted_s",
+        "cached_tokens",
         "completion_tokens",
         "first_token_s",
+        "keys",
+        "last_step",
         "lease",
         "limit_tokens",
         "need_pages",
         "num_bypassed",
         "num_computed",
         "num_known",
+        "num_published",
         "prompt_tokens",
         "request",
         "sampler",
@@ -170,7 +179,11 @@ class Sequence:
         )  # (prompt_tokens,); (limit_tokens,) once admitted
         self.num_known = self.prompt_tokens
         self.num_computed = 0
+        self.num_published = 0
+        self.keys: list[bytes] = []  # root and keys of full pages (runtime/prefix.py); empty: shares nothing
+        self.cached_tokens = 0
         self.completion_tokens = 0
+        self.last_step = 0  # number of the step that it had rows in last
         self.num_bypassed = 0  # later requests that were admitted before this one
         self.submitted_s = submitted_s
         self.admitted_s: float | None = None
@@ -194,6 +207,11 @@ class Sequence:
         tokens[: self.prompt_tokens] = self.tokens
         self.tokens = tokens
 
+    def skip(self, n_tokens: int) -> None:
+        """Its next tokens are in pages that it shares: they count as computed."""
+        self.num_computed += n_tokens
+        self.cached_tokens += n_tokens
+
     def append(self, token_id: int, now_s: float) -> None:
         """Add a sampled token, which the next step has to compute."""
         if self.first_token_s is None:
@@ -216,4 +234,5 @@ class Sequence:
             prefill_ms=1e3 * (first_token_s - admitted_s),
             decode_ms=1e3 * (now_s - first_token_s),
             error=error,
+            cached_tokens=self.cached_tokens,
         )

@@ -5,10 +5,15 @@ with a fake model.  It knows no prefill and no decode.  Every running sequence h
 computed ones, and wants the second to catch up with the first:
 
 1. Sequences that want one token go first.  These are the answers being generated, and nobody waits for a prompt.
-2. Sequences that want more (prompts) share the rest of the row budget in chunks, round robin: the one that was served
-   longest ago is first in the next step.
+2. Sequences that want more (prompts) share the rest of the row budget, the one with the fewest tokens to go first: the
+   sum of all waits for a first token is smallest that way.  So that a stream of short prompts cannot hold up a long one,
+   the prompt that was admitted first always gets a quarter of these rows.
 3. Waiting requests are admitted in order of arrival as soon as a session is free and the arena can promise their worst
    case.  A request that does not fit yet may be passed by smaller ones, `max_bypass` times at most; then all wait for it.
+
+A prompt's pages that somebody computed before are not computed again: they are found by their keys (runtime/prefix.py) at
+admission and, for prompts that come in at the same time, page by page while the first of them computes.  The last prompt
+token is always computed, because its logits are wanted.
 
 Only a sequence whose last known token is in the step needs logits, and only for that row.  Whatever ends a sequence
 releases its pages at once, so before the next step.
@@ -16,14 +21,15 @@ releases its pages at once, so before the next step.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from runtime.constraint import ConstraintError
 from runtime.pages import PagePool
+from runtime.prefix import PrefixKeys
 from runtime.request import (
     ERROR_CONSTRAINT_FAILED,
     ERROR_NO_TOKEN,
@@ -39,6 +45,15 @@ from runtime.request import (
 from runtime.step_plan import StepPlan, StepResult
 
 _NO_TOP: tuple[tuple[int, float], ...] = ()
+_OLDEST_SHARE = 4  # the prompt that was admitted first gets this part of the rows for prompts
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """What the prefix cache was asked for and what it had, in prompt tokens since the start."""
+
+    queried_tokens: int = 0  # of admitted requests
+    hit_tokens: int = 0  # of these, tokens that were not computed
 
 
 class Scheduler:
@@ -52,8 +67,12 @@ class Scheduler:
         context_tokens: int,
         max_step_rows: int,
         max_bypass: int = 8,
+        prefix: PrefixKeys | None = None,
     ) -> None:
-        """`context_tokens` limits one sequence; `max_step_rows` limits one step; buffers for both are taken here."""
+        """`context_tokens` limits one sequence; `max_step_rows` limits one step; buffers for both are taken here.
+
+        `prefix` makes the keys under which pages are shared; None: every request computes all of its tokens.
+        """
         if page_tokens < 1 or context_tokens < 1 or max_step_rows < 1 or max_bypass < 0:
             raise ValueError(
                 f"page_tokens {page_tokens}, context_tokens {context_tokens}, max_step_rows {max_step_rows}"
@@ -64,13 +83,17 @@ class Scheduler:
         self.context_tokens = context_tokens
         self.max_step_rows = max_step_rows
         self.max_bypass = max_bypass
+        self.cache = CacheCounts()
+        self._prefix = prefix
+        self._num_steps = 0
+        self._may_admit = False  # something changed since nobody could be admitted
         self._waiting: dict[str, Sequence] = {}  # request id -> sequence, in order of arrival
-        self._running: list[Sequence] = []  # the one that was served longest ago first
+        self._running: list[Sequence] = []  # in order of admission
         self._by_id: dict[str, Sequence] = {}  # request id -> waiting or running sequence
         self._in_step: list[Sequence] = []  # sequences of the scheduled step, in order of its rows
         self._in_step_rows: list[int] = []  # rows of each of them
         self._in_step_out: list[Sequence] = []  # those with a wanted row, in order of out_rows
-        self._buffers = _Buffers(pool, context_tokens, max_step_rows)
+        self._buffers = _Buffers(pool, page_tokens, context_tokens, max_step_rows)
 
     # For the engine: what is there.
 
@@ -108,13 +131,17 @@ class Scheduler:
             raise ValueError(f"request {request.id!r} has no prompt or wants no tokens")
         if len(request.prompt_ids) >= self.context_tokens:
             raise ValueError(f"request {request.id!r} can never fit")
-        return Sequence(
+        sequence = Sequence(
             request,
             sampler,
             limit_tokens=min(len(request.prompt_ids) + request.max_tokens, self.context_tokens),
             page_tokens=self.page_tokens,
             submitted_s=now_s,
         )
+        if self._prefix is not None:
+            sequence.keys.append(self._prefix.root(request.cache_scope))
+            self._prefix.extend(sequence.keys, sequence.tokens)
+        return sequence
 
     def add(self, sequence: Sequence) -> None:
         """Queue a prepared sequence.  The caller has checked that it can ever fit; ValueError where it has not."""
@@ -124,6 +151,7 @@ class Scheduler:
         if sequence.need_pages > self.pool.n_pages:
             raise ValueError(f"request {id_!r} can never fit")
         self._waiting[id_] = self._by_id[id_] = sequence
+        self._may_admit = True
 
     def cancel(self, request_id: str, now_s: float) -> FinishEvent | None:
         """End a request between two steps; None where it has ended already or was never there."""
@@ -166,6 +194,7 @@ class Scheduler:
         for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True):
             sequence.move(Move.ADVANCE)
             sequence.num_computed += n_rows
+            self._publish(sequence)
         sampled = self._in_step_out
         self._forget_step()
         events: list[Event] = []
@@ -184,42 +213,101 @@ class Scheduler:
 
     def _admit(self, now_s: float) -> None:
         """Move waiting requests into free sessions, by rule 3."""
-        while self._waiting and self.pool.has_session:
+        while self._may_admit and self._waiting and self.pool.has_session:
             passed: list[Sequence] = []
             for sequence in self._waiting.values():
-                if self.pool.fits(sequence.need_pages):
+                shared = self.pool.match(self._shareable(sequence))
+                if self.pool.fits(sequence.need_pages, shared):
                     break
                 if sequence.num_bypassed >= self.max_bypass:
+                    self._may_admit = False
                     return
                 passed.append(sequence)
             else:
+                self._may_admit = False
                 return
             for other in passed:
                 other.num_bypassed += 1
             del self._waiting[sequence.request.id]
-            sequence.admit(self.pool.reserve(sequence.need_pages), now_s)
+            sequence.admit(self.pool.reserve(sequence.need_pages, shared), now_s)
+            sequence.num_published = len(shared)
+            self._skip(sequence, len(shared))
+            self.cache.queried_tokens += sequence.prompt_tokens
             self._running.append(sequence)
 
+    def _shareable(self, sequence: Sequence) -> list[bytes]:
+        """Keys of the pages that it need not compute where somebody has: all full ones before its last known token."""
+        return sequence.keys[1 : 1 + (sequence.num_known - 1) // self.page_tokens]
+
+    def _adopt(self, sequence: Sequence) -> None:
+        """Take over the next pages of a prompt that others have computed since it was admitted."""
+        assert sequence.lease is not None
+        page, offset = divmod(sequence.num_computed, self.page_tokens)
+        if offset:
+            return
+        num_adopted = 0
+        for key in self._shareable(sequence)[page:]:
+            if not self.pool.adopt(sequence.lease, key):
+                break
+            num_adopted += 1
+        sequence.num_published += num_adopted
+        self._skip(sequence, num_adopted)
+
+    def _skip(self, sequence: Sequence, num_pages: int) -> None:
+        sequence.skip(num_pages * self.page_tokens)
+        self.cache.hit_tokens += num_pages * self.page_tokens
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Offer the pages that the last step completed, also those of an answer: the next question brings it along."""
+        num_full = sequence.num_computed // self.page_tokens
+        if self._prefix is None or num_full == sequence.num_published:
+            return
+        assert sequence.lease is not None
+        self._prefix.extend(sequence.keys, sequence.tokens[: num_full * self.page_tokens])
+        for index in range(sequence.num_published, num_full):
+            self.pool.publish(sequence.lease, index, sequence.keys[1 + index])
+        sequence.num_published = num_full
+        self._may_admit = True
+
     def _share_rows(self, row_budget: int) -> dict[Sequence, int]:
-        """Rows of each sequence of the step, by rules 1 and 2; reorders the running ones for the next step."""
-        ready = [sequence for sequence in self._running if sequence.num_wanted == 1]
-        behind = deque(sequence for sequence in self._running if sequence.num_wanted > 1)
+        """Rows of each sequence of the step, by rules 1 and 2."""
+        ready: list[Sequence] = []
+        behind: list[Sequence] = []
+        for sequence in self._running:
+            if sequence.num_wanted > 1:
+                self._adopt(sequence)
+            (ready if sequence.num_wanted == 1 else behind).append(sequence)
         # One row is kept for prompts, so that they move even where answers alone would fill the step.
-        num_ready = (
-            min(len(ready), row_budget - 1) if behind and row_budget > 1 else min(len(ready), row_budget)
-        )
+        num_ready = min(len(ready), row_budget - 1 if behind and row_budget > 1 else row_budget)
+        if num_ready < len(ready):
+            ready.sort(key=lambda sequence: sequence.last_step)
         rows = dict.fromkeys(ready[:num_ready], 1)
-        rest = row_budget - num_ready
-        satisfied: list[Sequence] = []
-        while behind and rest:
-            sequence = behind.popleft()
-            had = rows.get(sequence, 0)
-            chunk = min(self.page_tokens, rest, sequence.num_wanted - had)
-            rows[sequence] = had + chunk
-            rest -= chunk
-            (satisfied if had + chunk == sequence.num_wanted else behind).append(sequence)
-        self._running = [*ready[num_ready:], *behind, *satisfied, *ready[:num_ready]]
+        self._share_among_prompts(rows, behind, row_budget - num_ready)
+        self._num_steps += 1
+        for sequence in rows:
+            sequence.last_step = self._num_steps
         return rows
+
+    def _share_among_prompts(self, rows: dict[Sequence, int], behind: list[Sequence], n_rows: int) -> None:
+        """Add `n_rows` rows of prompts to `rows`, by rule 2."""
+        if not behind or not n_rows:
+            return
+        oldest = behind[0]
+        kept = min(oldest.num_wanted, -(-n_rows // _OLDEST_SHARE))
+        computing: set[bytes] = set()  # keys of the pages that somebody computes in this step
+        for sequence in sorted(behind, key=lambda sequence: sequence.num_wanted):
+            chunk = min(sequence.num_wanted, n_rows if sequence is oldest else n_rows - kept)
+            if chunk <= 0:
+                continue
+            first = sequence.num_computed // self.page_tokens
+            keys = sequence.keys[1 + first : 2 + (sequence.num_computed + chunk - 1) // self.page_tokens]
+            if keys and keys[0] in computing:
+                continue  # it takes the page over when it is there
+            computing.update(keys)
+            rows[sequence] = chunk
+            n_rows -= chunk
+            if sequence is oldest:
+                kept = 0
 
     def _plan(self, rows: dict[Sequence, int]) -> StepPlan:
         """Take the pages and flatten the step into the buffers."""
@@ -312,11 +400,13 @@ class Scheduler:
             raise RuntimeError("a request cannot end inside a step")
         event = sequence.finish(reason, now_s, error)
         del self._by_id[sequence.request.id]
+        self._may_admit = True  # its place in the queue or its pages
         if sequence.lease is None:
             del self._waiting[sequence.request.id]
         else:
             self._running.remove(sequence)
-            self.pool.release(sequence.lease)
+            # Where the logits were no numbers, keys and values may be none either.
+            self.pool.release(sequence.lease, discard=error == ERROR_NON_FINITE_LOGITS)
         return event
 
     def _forget_step(self) -> None:
@@ -326,13 +416,14 @@ class Scheduler:
 class _Buffers:
     """What plans are views of; taken once, so that planning a step allocates no arrays."""
 
-    def __init__(self, pool: PagePool, context_tokens: int, max_step_rows: int) -> None:
+    def __init__(self, pool: PagePool, page_tokens: int, context_tokens: int, max_step_rows: int) -> None:
         max_seqs = min(pool.sessions, max_step_rows)
         self.tokens = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
         self.positions = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
         self.seq_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
         self.page_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
-        self.pages = np.empty(pool.n_pages, np.int32)  # (n_pages,)
+        max_pages = min(pool.n_pages, -(-context_tokens // page_tokens))  # of one sequence
+        self.pages = np.empty(max_seqs * max_pages, np.int32)  # (max_seqs * max_pages,), shared ones repeat
         self.out_rows = np.empty(max_seqs, np.int32)  # (max_seqs,)
         self.targets = np.full(max_seqs, -1, np.int32)  # (max_seqs,)
         self.counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...

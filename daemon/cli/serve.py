@@ -23,6 +23,11 @@ import click
     "--kv-budget", metavar="SIZE", help="Memory for the KV arena, such as 1GiB. Default: 1GiB or less."
 )
 @click.option("--kv-type", metavar="f16|q8_0", help="Type of cached keys and values. Default f16.")
+@click.option(
+    "--prefix-cache",
+    metavar="on|off",
+    help="Compute a beginning that requests have in common once. Default on.",
+)
 @click.option("--sessions", metavar="N", help="Requests that run at the same time, 1 to 256. Default 4.")
 @click.option(
     "--context",

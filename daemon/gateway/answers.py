@@ -159,13 +159,14 @@ class CompletionShape(Shape):
         }
 
 
-def usage(done: pb.Done) -> dict[str, int]:
+def usage(done: pb.Done) -> dict[str, Any]:
     """Tokens used."""
     prompt, completion = done.usage.prompt_tokens, done.usage.completion_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": done.usage.cached_tokens},
     }
 
 

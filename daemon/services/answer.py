@@ -123,6 +123,7 @@ class Answer:
                 prompt_tokens=event.prompt_tokens,
                 # After a stop text the engine may have sampled one more: the answer ends where the text does.
                 completion_tokens=self.completion_tokens if by_text else event.completion_tokens,
+                cached_tokens=event.cached_tokens,
             ),
             timings=pb.Timings(
                 queue_ms=event.queue_ms, prefill_ms=event.prefill_ms, decode_ms=event.decode_ms

@@ -36,6 +36,7 @@ def runtime_settings(settings: Settings) -> RuntimeSettings:
         context_tokens=settings.context,
         kv_budget_bytes=settings.kv_budget,
         kv_type=settings.kv_type,
+        prefix_cache=settings.prefix_cache,
         threads=settings.threads,
     )
 

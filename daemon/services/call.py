@@ -19,6 +19,7 @@ class Call:
 
     request_id: str = field(default_factory=new_request_id)
     deadline: float | None = None  # time.monotonic() seconds; None: no deadline
+    cache_scope: str = ""  # callers share computed prefixes only within a scope: that of their API key
     on_stall: Callable[[], object] | None = None  # told when the client reads nothing for too long
 
     @classmethod

@@ -157,6 +157,7 @@ class GenerateService:
             reason=reason,
             error=event.error,
             prompt_tokens=event.prompt_tokens,
+            cached_tokens=event.cached_tokens,
             generated_tokens=event.completion_tokens,
             queue_ms=round(event.queue_ms, 1),
             prefill_ms=round(event.prefill_ms, 1),
@@ -175,6 +176,7 @@ def _engine_request(call: Call, ids: list[int], options: Options, model: Any, fi
         sampling=options.sampling,
         stop_token_ids=frozenset() if options.ignore_eos else model.eog_token_ids,
         deadline=call.deadline,
+        cache_scope=call.cache_scope,
     )
 
 

@@ -39,6 +39,7 @@ def test_requests_are_counted_under_the_names_that_vllm_dashboards_use():
 def test_gauges_come_from_one_snapshot_and_arena_states_add_up():
     state = Snapshot(
         model_name="demo", requests_running=2, requests_waiting=1, pages_total=10, pages_used=4, pages_reserved=7,
+        pages_cached=5, cache_queried_tokens_total=90, cache_hit_tokens_total=64,
         page_bytes=100, prompt_tokens_per_s=11.0, generation_tokens_per_s=5.0,
         prompt_tokens_total=70, generation_tokens_total=30, model_mapped_bytes=50,
         model_resident_bytes=40, memory_budget_bytes=2000, memory_available_bytes=9000,
@@ -48,13 +49,17 @@ def test_gauges_come_from_one_snapshot_and_arena_states_add_up():
     assert not calls, "registering must not scrape"
     seen = samples(metrics)
     assert len(calls) == 1
-    arena = [seen["quantd_kv_cache_bytes", (("state", name),)] for name in ("used", "reserved", "free")]
-    assert arena == [400, 300, 300]
+    arena = [
+        seen["quantd_kv_cache_bytes", (("state", name),)] for name in ("used", "reserved", "cached", "free")
+    ]
+    assert arena == [400, 300, 300, 0]  # of five cached pages, two stand where reservations will be taken
     assert seen["quantd_kv_cache_budget_bytes", ()] == 1000
     assert seen["vllm:kv_cache_usage_perc", (("engine", "0"), ("model_name", "demo"))] == 0.4
     assert seen["quantd_tokens_per_second", (("kind", "generation"), ("model_name", "demo"))] == 5
     assert seen["vllm:prompt_tokens_total", (("engine", "0"), ("model_name", "demo"))] == 70
     assert seen["vllm:generation_tokens_total", (("engine", "0"), ("model_name", "demo"))] == 30
+    assert seen["vllm:prefix_cache_queries_total", (("engine", "0"), ("model_name", "demo"))] == 90
+    assert seen["vllm:prefix_cache_hits_total", (("engine", "0"), ("model_name", "demo"))] == 64
     assert seen["quantd_process_anonymous_bytes", ()] > 1 << 20
 
 

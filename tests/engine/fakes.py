@@ -72,6 +72,7 @@ class FakeModel:
     settings: RuntimeSettings = field(default_factory=lambda: RuntimeSettings(sessions=4, max_step_rows=64))
     config: FakeConfig = field(default_factory=FakeConfig)
     gate: threading.Semaphore | None = None
+    name: str = "fake"
     poison: int = -1  # a history with this token gives non-finite logits
     error: Exception | None = None  # raised by the next step
 
@@ -87,7 +88,7 @@ class FakeModel:
         self.in_step.clear()
         if self.error is not None:
             raise self.error
-        check_plan(plan)
+        check_plan(plan, self.page_tokens)
         n_out = plan.n_out
         result = StepResult(
             token_ids=np.full(n_out, -1, np.int32),
@@ -119,7 +120,7 @@ class FakeModel:
         return result
 
 
-def check_plan(plan: StepPlan) -> None:
+def check_plan(plan: StepPlan, page_tokens: int) -> None:
     """The promises of StepPlan."""
     arrays = [
         plan.tokens,
@@ -134,10 +135,17 @@ def check_plan(plan: StepPlan) -> None:
     assert plan.seq_starts[0] == plan.page_starts[0] == 0
     assert plan.seq_starts[-1] == plan.n_rows == len(plan.positions) > 0
     assert plan.page_starts[-1] == len(plan.pages)
-    assert len(set(plan.pages.tolist())) == len(plan.pages)
     assert (np.diff(plan.seq_starts) > 0).all()
-    for begin, end in zip(plan.seq_starts[:-1], plan.seq_starts[1:], strict=True):
+    writers: dict[int, int] = {}  # page -> sequence that writes it in this step
+    for seq, (begin, end) in enumerate(zip(plan.seq_starts[:-1], plan.seq_starts[1:], strict=True)):
         assert (np.diff(plan.positions[begin:end]) == 1).all()
+        pages = plan.pages[plan.page_starts[seq] : plan.page_starts[seq + 1]]
+        assert len(set(pages.tolist())) == len(pages)
+        for page in pages[plan.positions[begin] // page_tokens : plan.positions[end - 1] // page_tokens + 1]:
+            assert writers.setdefault(int(page), seq) == seq, "a page is written by two sequences"
+    for seq in range(plan.n_seqs):
+        for page in plan.pages[plan.page_starts[seq] : plan.page_starts[seq + 1]].tolist():
+            assert writers.get(page, seq) == seq, "a page is read while another sequence writes it"
     assert set(plan.out_rows.tolist()) <= set((plan.seq_starts[1:] - 1).tolist())
     assert plan.n_out == len(plan.samplers) == len(plan.targets)
     assert (plan.targets == -1).all()

@@ -79,7 +79,9 @@ def test_many_requests_are_answered_as_if_alone():
         it.sink.wait(*(one.id for one in requests))
         assert all(it.sink.ids(one.id) == answer_alone(one) for one in requests)
         stats = it.engine.stats()
-    assert stats.prompt_tokens_total == sum(len(one.prompt_ids) for one in requests)
+    # What was found in the prefix cache was not computed.
+    assert stats.cache_queried_tokens_total == sum(len(one.prompt_ids) for one in requests)
+    assert stats.prompt_tokens_total + stats.cache_hit_tokens_total == stats.cache_queried_tokens_total
     assert stats.generation_tokens_total == sum(one.max_tokens for one in requests)
     assert (stats.running, stats.waiting, stats.pages_used, stats.pages_reserved) == (0, 0, 0, 0)
     assert stats.generation_tokens_per_s > 0
@@ -446,7 +448,7 @@ def test_a_lost_page_is_noticed_when_idle(monkeypatch, caplog):
         it.engine.submit(request("a"))
         it.sink.wait("a")
         until(lambda: it.engine._idle)
-        it.engine._pool._free.pop()
+        it.engine._pool._empty.pop()
         it.engine.submit(request("b"))
         it.sink.wait("b")
         until(lambda: not it.engine.healthy())

@@ -41,8 +41,8 @@ def requests_for(model):
     return requests
 
 
-def answers(model, requests, *, one_by_one=False):
-    """(token, log-probability, alternatives) of each request."""
+def answers(model, requests, *, one_by_one=False, cached_tokens=None):
+    """(token, log-probability, alternatives) of each request; `cached_tokens` gets how many each found computed."""
     sink = Collector()
     engine = Engine(model, sink=sink, max_waiting=100)
     engine.start()
@@ -55,6 +55,8 @@ def answers(model, requests, *, one_by_one=False):
     finally:
         engine.stop(0)
     assert all(end.error is None for end in ends)
+    if cached_tokens is not None:
+        cached_tokens.update({end.request_id: end.cached_tokens for end in ends})
     return {
         request.id: [(event.token_id, event.logprob, event.top) for event in sink.tokens[request.id]]
         for request in requests
@@ -64,6 +66,38 @@ def answers(model, requests, *, one_by_one=False):
 def test_batched_equals_alone_bit_for_bit(model):
     requests = requests_for(model)
     assert answers(model, requests) == answers(model, requests, one_by_one=True)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_a_warm_prefix_cache_changes_no_bit(demo_model, kv_type):
+    settings = replace(SETTINGS, kv_type=kv_type)
+    warm, cold = (load_model(demo_model, replace(settings, prefix_cache=on)) for on in (True, False))
+    try:
+        requests = requests_for(warm)
+        # Twice the same, then the next turn of a conversation, and a prompt that leaves in the middle of a page.
+        again = [replace(one, id=f"{one.id} again") for one in requests]
+        first = answers(cold, requests, one_by_one=True)
+        turns = [
+            replace(
+                one,
+                id=f"{one.id} turn",
+                prompt_ids=[*one.prompt_ids, *(t for t, _, _ in first[one.id]), 5, 6],
+            )
+            for one in requests
+        ]
+        cuts = [replace(one, id=f"{one.id} cut", prompt_ids=[*one.prompt_ids[:75], 9, 9]) for one in requests]
+        batch = [
+            one for one in (*requests, *again, *turns, *cuts) if len(one.prompt_ids) + one.max_tokens <= 160
+        ]
+        found: dict[str, int] = {}
+        assert answers(warm, batch, one_by_one=True, cached_tokens=found) == answers(cold, batch)
+        for one in again:
+            assert found[one.id] == (len(one.prompt_ids) - 1) // 32 * 32
+        assert sum(found.values()) > sum(found[one.id] for one in again) > 0
+        assert answers(warm, batch) == answers(cold, batch)  # all at once: prompts take pages over in flight
+    finally:
+        warm.close()
+        cold.close()
 
 
 def test_the_cut_of_a_prompt_into_steps_changes_nothing(model, demo_model):

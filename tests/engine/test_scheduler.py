@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from runtime.pages import PagePool
+from runtime.prefix import PrefixKeys
 from runtime.request import Event, FinishEvent, FinishReason, Request, State, TokenEvent
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Scheduler
@@ -18,7 +19,15 @@ class Bench:
     """A scheduler over the fake model, driven by hand."""
 
     def __init__(
-        self, *, n_pages=16, page_tokens=4, sessions=4, context_tokens=32, max_step_rows=64, max_bypass=8
+        self,
+        *,
+        n_pages=16,
+        page_tokens=4,
+        sessions=4,
+        context_tokens=32,
+        max_step_rows=64,
+        max_bypass=8,
+        cache=False,
     ):
         self.model = FakeModel(n_pages, page_tokens, context_tokens)
         self.scheduler = Scheduler(
@@ -27,6 +36,7 @@ class Bench:
             context_tokens=context_tokens,
             max_step_rows=max_step_rows,
             max_bypass=max_bypass,
+            prefix=PrefixKeys(model="fake", kv_type="f16", page_tokens=page_tokens) if cache else None,
         )
         self.sink = Collector()
         self.now_s = 100.0
@@ -95,16 +105,32 @@ def test_a_newcomer_joins_the_next_step():
     assert bench.model.steps[-1] == [1, 5]
 
 
-def test_answers_go_before_prompts_and_prompts_share_the_rest():
+def test_answers_go_before_prompts_and_the_shortest_prompt_before_longer_ones():
     bench = Bench(n_pages=64, context_tokens=64)
     bench.add(request("a", max_tokens=20))
     bench.step()
     bench.add(request("b", prompt=20))
-    bench.add(request("c", prompt=20))
-    bench.step(row_budget=9)
+    bench.add(request("c", prompt=10))
+    bench.step(row_budget=9)  # the older prompt has a quarter of the eight rows
+    assert bench.model.steps[-1] == [1, 6, 2]
+    bench.step(row_budget=9)  # c is done with 4 more, and the rest goes to b
     assert bench.model.steps[-1] == [1, 4, 4]
-    bench.step(row_budget=6)  # 5 rows for prompts: 4 for the one whose turn it is, 1 for the other
-    assert bench.model.steps[-1] == [1, 4, 1]
+    assert bench.sink.ids("c") == answer_alone(request("c", prompt=10))[:1]
+
+
+def test_a_long_prompt_comes_through_a_stream_of_short_ones():
+    bench = Bench(n_pages=200, context_tokens=500, sessions=3)
+    bench.add(request("long", prompt=400, max_tokens=2))
+    steps = 0
+    while "long" not in bench.sink.tokens:
+        for id_ in ("s", "t", "u"):
+            if bench.scheduler.num_waiting < 3:
+                bench.add(request(f"{id_}{steps}", prompt=60, max_tokens=1))
+        bench.step(row_budget=40)
+        steps += 1
+    # A quarter of 40 rows is 10: the 400 tokens take at most 40 steps, however many short prompts come.
+    assert steps <= 40
+    assert len(bench.sink.finished) >= 10
 
 
 def test_prompts_move_also_where_answers_would_fill_the_step():
@@ -240,9 +266,126 @@ def test_misuse_is_refused():
     bench.scheduler.pool.check_integrity()
 
 
+# The prefix cache.
+
+
+def prompt_of(*parts):
+    return [token for part in parts for token in part]
+
+
+HEAD = list(range(12))  # three pages
+
+
+def test_a_second_request_computes_only_what_is_new():
+    bench = Bench(n_pages=32, context_tokens=64, cache=True)
+    bench.add(Request("a", prompt_of(HEAD, [50, 51]), 3))
+    bench.run()
+    bench.add(Request("b", prompt_of(HEAD, [60, 61, 62]), 3))
+    bench.run()
+    assert bench.model.steps == [[14], [1], [1], [3], [1], [1]]
+    assert bench.sink.finished["a"].cached_tokens == 0
+    assert bench.sink.finished["b"].cached_tokens == 12
+    assert (bench.scheduler.cache.queried_tokens, bench.scheduler.cache.hit_tokens) == (29, 12)
+    for id_, tail in (("a", [50, 51]), ("b", [60, 61, 62])):
+        assert bench.sink.ids(id_) == answer_alone(Request(id_, prompt_of(HEAD, tail), 3))
+
+
+def test_the_last_prompt_token_is_always_computed():
+    bench = Bench(n_pages=32, context_tokens=64, cache=True)
+    for id_ in "ab":
+        bench.add(Request(id_, HEAD, 2))
+        bench.run()
+    assert bench.model.steps == [[12], [1], [4], [1]]
+    assert bench.sink.finished["b"].cached_tokens == 8
+    assert bench.sink.ids("b") == answer_alone(Request("b", HEAD, 2))
+
+
+def test_the_next_turn_of_a_conversation_finds_the_answer_too():
+    bench = Bench(n_pages=32, context_tokens=64, cache=True)
+    bench.add(Request("a", HEAD[:6], 10))
+    bench.run()
+    turn = prompt_of(HEAD[:6], bench.sink.ids("a"), [70])
+    bench.add(Request("b", turn, 2))
+    bench.run()
+    # 15 of the 16 tokens were computed: the last one of an answer never is.
+    assert bench.sink.finished["b"].cached_tokens == 12
+    assert bench.sink.ids("b") == answer_alone(Request("b", turn, 2))
+
+
+def test_scopes_share_nothing():
+    bench = Bench(n_pages=32, context_tokens=64, cache=True)
+    for id_, scope in (("a", ""), ("b", "key 1"), ("c", "key 2"), ("d", "key 1")):
+        bench.add(Request(id_, prompt_of(HEAD, [50]), 1, cache_scope=scope))
+        bench.run()
+    assert [bench.sink.finished[id_].cached_tokens for id_ in "abcd"] == [0, 0, 0, 12]
+
+
+def test_prompts_that_come_in_together_compute_their_beginning_once():
+    bench = Bench(n_pages=64, context_tokens=64, cache=True)
+    tails = {id_: [80 + index] for index, id_ in enumerate("abcd")}
+    for id_, tail in tails.items():
+        bench.add(Request(id_, prompt_of(HEAD, tail), 2))
+    bench.run()
+    assert sum(map(sum, bench.model.steps)) == 12 + 4 + 4  # the beginning, four last tokens, four answer rows
+    assert [bench.sink.finished[id_].cached_tokens for id_ in "abcd"] == [0, 12, 12, 12]
+    for id_, tail in tails.items():
+        assert bench.sink.ids(id_) == answer_alone(Request(id_, prompt_of(HEAD, tail), 2))
+
+
+def test_a_page_that_is_still_written_is_not_shared():
+    bench = Bench(n_pages=64, context_tokens=64, cache=True)
+    bench.add(Request("a", HEAD, 20))
+    bench.step(row_budget=6)  # one page and a half
+    bench.add(Request("b", HEAD, 2))
+    bench.step(row_budget=6)
+    assert bench.sink.finished == {}
+    bench.run()  # the fake model and check_plan see every page that is read while it is written
+    assert bench.sink.ids("b") == answer_alone(Request("b", HEAD, 2))
+
+
+def test_cached_pages_do_not_keep_anybody_out():
+    bench = Bench(n_pages=8, sessions=2, context_tokens=32, cache=True)
+    for index in range(12):
+        new = Request(f"r{index}", [index * 7 + i for i in range(13)], 3)
+        bench.add(new)
+        bench.run()
+        assert bench.sink.ids(new.id) == answer_alone(new)
+    statistics = bench.scheduler.pool.statistics()
+    assert (statistics.pages_reserved, statistics.pages_free) == (0, 8)
+    assert statistics.pages_cached > 0
+
+
+def test_a_request_that_fails_leaves_no_pages_behind():
+    bench = Bench(n_pages=32, context_tokens=64, cache=True)
+    bench.model.poison = 96
+    for id_ in "ab":
+        bench.add(Request(id_, prompt_of(HEAD, [96]), 2))
+        bench.run()
+    assert bench.sink.finished["b"].cached_tokens == 0
+
+
+def test_sharing_admits_more_than_would_fit_alone():
+    bench = Bench(n_pages=12, sessions=4, context_tokens=40, cache=True)
+    long = [*range(30)]  # 9 pages with its answer; two of them would not fit in 12
+    for id_ in "ab":
+        bench.add(Request(id_, long, 6))
+    bench.step()
+    assert bench.scheduler.num_running == 1
+    bench.step()
+    assert bench.scheduler.num_running == 2
+    assert bench.scheduler.pool.statistics().pages_reserved == 11
+    bench.run()
+    assert bench.sink.ids("a") == bench.sink.ids("b") == answer_alone(Request("a", long, 6))
+    assert bench.sink.finished["b"].cached_tokens == 28
+
+
+# Half of them begin alike.
+PROMPTS = st.lists(st.integers(0, 96), min_size=1, max_size=25) | st.builds(
+    lambda length, tail: [*range(length), *tail], st.integers(1, 20), st.lists(st.integers(0, 96), max_size=5)
+)
 REQUESTS = st.builds(
     lambda prompt, max_tokens, seed, stops, patience: (prompt, max_tokens, seed, stops, patience),
-    st.lists(st.integers(0, 96), min_size=1, max_size=25),
+    PROMPTS,
     st.integers(1, 12),
     st.integers(0, 3),
     st.frozensets(st.integers(0, 96), max_size=20),
@@ -255,7 +398,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.bench = Bench(n_pages=11, sessions=3, context_tokens=40, max_step_rows=24, max_bypass=2)
+        self.bench = Bench(
+            n_pages=11, sessions=3, context_tokens=40, max_step_rows=24, max_bypass=2, cache=True
+        )
         self.scheduler = self.bench.scheduler
         self.requests: dict[str, Request] = {}
         self.passed: dict[str, int] = {}  # waiting request -> later arrivals that were admitted before it
@@ -321,8 +466,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         running = self.scheduler._running
         statistics = self.scheduler.pool.statistics()
         assert statistics.sessions_used == len(running) <= 3
-        assert statistics.pages_used == sum(-(-sequence.num_computed // 4) for sequence in running)
-        assert statistics.pages_reserved == sum(sequence.need_pages for sequence in running)
+        held = {page for sequence in running for page in sequence.lease.pages[: sequence.lease.used].tolist()}
+        assert statistics.pages_used == len(held)
+        assert all(sequence.lease.used == -(-sequence.num_computed // 4) for sequence in running)
+        assert statistics.pages_reserved == len(held) + sum(
+            sequence.need_pages - sequence.lease.used for sequence in running
+        )
         assert all(sequence.state is State.RUNNING for sequence in running)
 
     @invariant()

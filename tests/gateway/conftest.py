@@ -76,7 +76,7 @@ class FakeBackend:
             yield response(
                 done=pb.Done(
                     finish_reason=self.finish,
-                    usage=pb.Usage(prompt_tokens=5, completion_tokens=len(self.texts)),
+                    usage=pb.Usage(prompt_tokens=5, completion_tokens=len(self.texts), cached_tokens=3),
                 )
             )
         finally:

@@ -31,6 +31,7 @@ def test_chat(ask, backend):
     assert answer.id.startswith("chatcmpl-")
     assert answer.created == 1_700_000_000
     assert answer.usage.total_tokens == 9
+    assert answer.usage.prompt_tokens_details.cached_tokens == 3
     sent = backend.requests[0]
     assert sent.options.max_tokens == 7
     assert sent.options.sampling.seed == 3
