@@ -197,8 +197,20 @@ class Sampler:
     def accept(self, token_ids: list[int]) -> None:
         """Feed the window of the penalties: the prompt, once.  Drawn tokens are accepted by the step itself."""
 
+    def set_mask(self, mask: NDArray[np.uint32] | None) -> None:
+        """Allow only the tokens whose bit is set (token t: bit t % 32 of word t // 32); None allows every token.
+
+        (n_words,) holds for every draw until the next call; of (n_draws, n_words), row i holds for the i-th draw from
+        now, and later draws find no token allowed.  n_words is ceil(n_vocab / 32); a step or sample() refuses another
+        width with ValueError.  The array is copied: at most 1048576 words.  Neither bias nor penalties bring back a token
+        that is excluded.  Where no token is allowed nothing is drawn: -1, and 0 in the step's `finite`.
+        """
+
     def sample(self, logits: Floats) -> int:
-        """Draw from one row of logits (n_vocab) outside a step, and accept; -1 if a logit is not finite."""
+        """Draw from one row of logits (n_vocab) outside a step, and accept.
+
+        -1 if a logit is not finite or the mask allows no token; nothing is accepted then.
+        """
 
     @property
     def n_drawn(self) -> int: ...

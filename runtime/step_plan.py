@@ -27,6 +27,13 @@ class StepPlan:
 
     The scheduler fills arrays that it allocated once, and these are views of them: they are valid until the next step
     is scheduled.
+
+    Verification: where several outputs that follow each other carry the same Sampler object, their rows must be
+    neighbours in one sequence, and the step verifies the tokens of the later rows as a draft, in order.  It draws for row
+    j; only if the drawn token is the token of row j + 1 does it go on to draw for row j + 1.  Behind the first mismatch,
+    and behind a row that drew nothing, rows report token -1 with `finite` 1, are not looked at, and do not touch the
+    sampler: so each draw sees exactly the tokens that were accepted before it, and the drawn tokens are those that
+    one row a step would have drawn.  The accepted tokens are the results before the first -1.
     """
 
     tokens: Int32Array  # (n_rows,) token id of each row
@@ -35,7 +42,9 @@ class StepPlan:
     page_starts: Int32Array  # (n_seqs + 1,) pages of sequence i are pages[page_starts[i]:page_starts[i + 1]]
     pages: Int32Array  # (sum of pages,) page ids of each sequence in order of position
     out_rows: Int32Array  # (n_out,) rows whose logits are wanted, ascending
-    samplers: list[Any]  # (n_out,) runtime._native.Sampler, or None: do not sample this row
+    samplers: list[
+        Any
+    ]  # (n_out,) runtime._native.Sampler, or None: do not sample; the same one again: verify
     targets: Int32Array  # (n_out,) token id whose log-probability is wanted, or -1
 
     @property
@@ -55,9 +64,9 @@ class StepPlan:
 class StepResult:
     """What the step found for each wanted row.  Log-probabilities are of the raw logits, before any sampling rule."""
 
-    token_ids: Int32Array  # (n_out,) sampled token, -1 where no sampler was given
+    token_ids: Int32Array  # (n_out,) sampled token, -1 where no sampler was given or verification had ended
     logprobs: Float32Array  # (n_out,) log-probability of the sampled token
     target_logprobs: Float32Array  # (n_out,) log-probability of the target
     top_ids: Int32Array  # (n_out, MAX_TOP_LOGPROBS) most likely tokens, best first, padded with -1
     top_logprobs: Float32Array  # (n_out, MAX_TOP_LOGPROBS)
-    finite: UInt8Array  # (n_out,) 0: this row's logits held a NaN or an infinity
+    finite: UInt8Array  # (n_out,) 0: nothing drawn; the logits held a NaN or an infinity, or the mask left no token

@@ -27,6 +27,7 @@ namespace quantd {
 namespace {
 
 using Int32Array = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MaskArray = nb::ndarray<const uint32_t, nb::c_contig, nb::device::cpu>;
 
 // A new NumPy array that owns its memory, filled by fill(T*).
 template <typename T, typename Fill>
@@ -199,10 +200,22 @@ void bind_parts(nb::module_& m) {
                const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
                 const auto n_vocab = static_cast<int64_t>(logits.shape(0));
                 if (n_vocab < 1) throw std::invalid_argument("logits are empty");
+                if (!self.mask_fits(n_vocab)) throw std::invalid_argument("the mask does not fit the logits");
                 SamplerScratch scratch(n_vocab);
                 return score_row(logits.data(), n_vocab, &self, -1, scratch).token;
             },
             "logits"_a)
+        .def(
+            "set_mask",
+            [](Sampler& self, const std::optional<MaskArray>& mask) {
+                if (!mask) return self.set_mask({}, 0, true);
+                if (mask->ndim() < 1 || mask->ndim() > 2 || mask->size() == 0) {
+                    throw std::invalid_argument("a mask must be (n_words,) or (n_draws, n_words), not empty");
+                }
+                const bool sticky = mask->ndim() == 1;
+                self.set_mask({mask->data(), mask->size()}, sticky ? 1 : mask->shape(0), sticky);
+            },
+            array("mask").none())
         .def_prop_ro("n_drawn", &Sampler::n_drawn);
 }
 

@@ -152,7 +152,7 @@ struct StepInput {
     std::span<const int32_t> pages;
     std::span<const int32_t> out_rows;   // (n_out) rows whose logits are wanted
     std::span<const int32_t> targets;    // (n_out) token whose log-probability is wanted, or -1
-    std::span<Sampler* const> samplers;  // (n_out) nullptr: do not sample
+    std::span<Sampler* const> samplers;  // (n_out) nullptr: do not sample; one in several: they verify
 };
 
 struct ProgramSettings {
@@ -225,6 +225,7 @@ class Program {
     void check_weight(int weight, int in, int64_t n_out);
     void check_sequence(const StepInput& input, int64_t seq);
     void check_pages(const StepInput& input);
+    void check_samplers(const StepInput& input);
     void allocate_buffers();
     void allocate_scratch();
 
@@ -236,6 +237,8 @@ class Program {
     void run(const AttentionOp& op) noexcept;
     void run(const SelectOp& op) noexcept;
     void run(const HeadOp& op) noexcept;
+    bool verifies_on(int64_t out) const noexcept;
+    void score_output(int64_t out, const float* logits, int thread) noexcept;
     void prepare_rows() noexcept;
     void rotate_and_append(const AttentionOp& op) noexcept;
     void attend(const AttentionOp& op) noexcept;

@@ -168,7 +168,40 @@ void Sampler::accept(int32_t token) noexcept {
     ++n_accepted_;
 }
 
-bool Sampler::changes_logits() const noexcept { return !window_.empty() || !settings_.logit_bias.empty(); }
+void Sampler::set_mask(std::span<const uint32_t> words, size_t n_masks, bool sticky) {
+    require(words.size() <= kMaxMaskWords, "mask", "at most 1048576 words (uint32) in all");
+    require(words.empty() || (n_masks > 0 && words.size() % n_masks == 0), "mask", "made of whole masks");
+    masks_.assign(words.begin(), words.end());
+    mask_words_ = words.empty() ? 0 : words.size() / n_masks;
+    mask_next_ = 0;
+    mask_sticky_ = sticky;
+}
+
+bool Sampler::mask_fits(int64_t n_vocab) const noexcept {
+    return masks_.empty() || static_cast<int64_t>(mask_words_) == (n_vocab + 31) / 32;
+}
+
+// Takes the tokens that the mask of this draw excludes out of the race; false where it leaves none.
+bool Sampler::apply_mask(float* values, int64_t n_vocab) const noexcept {
+    const size_t first = mask_next_ * mask_words_;
+    if (first >= masks_.size()) return false;
+    uint32_t any = 0;
+    for (int64_t begin = 0; begin < n_vocab; begin += 32) {
+        const int64_t count = std::min<int64_t>(32, n_vocab - begin);
+        const uint32_t real = count == 32 ? ~uint32_t{0} : (uint32_t{1} << count) - 1;
+        const uint32_t allowed = masks_[first + static_cast<size_t>(begin / 32)] & real;
+        any |= allowed;
+        if (allowed == real) continue;
+        for (int64_t i = 0; i < count; ++i) {
+            if ((allowed >> i & 1U) == 0) values[begin + i] = -std::numeric_limits<float>::infinity();
+        }
+    }
+    return any != 0;
+}
+
+bool Sampler::changes_logits() const noexcept {
+    return !window_.empty() || !settings_.logit_bias.empty() || !masks_.empty();
+}
 
 void Sampler::apply_bias_and_penalties(float* values, int64_t n_vocab, int32_t* counts) const noexcept {
     const auto bounded = [](float x) { return std::clamp(x, -kLargestLogit, kLargestLogit); };
@@ -227,20 +260,27 @@ int32_t Sampler::sample(const float* logits, int64_t n_vocab, SamplerScratch& sc
     if (changes_logits()) {
         std::copy(logits, logits + n_vocab, scratch.values.begin());
         apply_bias_and_penalties(scratch.values.data(), n_vocab, scratch.counts.data());
+        if (!masks_.empty() && !apply_mask(scratch.values.data(), n_vocab)) return -1;
         values = scratch.values.data();
     }
     const int32_t token = draw(values, n_vocab, scratch);
     ++n_drawn_;
+    if (!mask_sticky_) ++mask_next_;
     accept(token);
     return token;
 }
 
-RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32_t target,
-                   SamplerScratch& scratch) noexcept {
+RowScore empty_score() noexcept {
     RowScore score;
     score.logprob = score.target_logprob = kNan;
     std::fill(std::begin(score.top_ids), std::end(score.top_ids), -1);
     std::fill(std::begin(score.top_logprobs), std::end(score.top_logprobs), kNan);
+    return score;
+}
+
+RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32_t target,
+                   SamplerScratch& scratch) noexcept {
+    RowScore score = empty_score();
     score.finite = all_finite(logits, n_vocab);
     if (!score.finite) return score;
 
@@ -260,7 +300,8 @@ RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32
     }
     if (sampler != nullptr) {
         score.token = sampler->sample(logits, n_vocab, scratch);
-        if (top >= 0) score.logprob = logprob(score.token);
+        score.finite = score.token >= 0;  // the caller must not go on as if a token had been drawn
+        if (top >= 0 && score.token >= 0) score.logprob = logprob(score.token);
     }
     return score;
 }

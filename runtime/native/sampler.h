@@ -1,12 +1,14 @@
 // Choosing a token from one row of logits, and the log-probabilities that callers ask for.
 //
-// Order of the transforms, as llama.cpp's default chain: logit bias, penalties, top-k, top-p, min-p,
-// temperature, draw.  A draw depends on (seed, how many tokens this sampler has drawn) and the logits, on
-// nothing else: the same request gives the same text whatever else is in the batch.
+// Order of the transforms, as llama.cpp's default chain: logit bias, penalties, mask, top-k, top-p, min-p,
+// temperature, draw.  Neither bias nor penalties bring back a token that the mask excludes.  A draw depends
+// on (seed, how many tokens this sampler has drawn) and the logits, on nothing else: the same request gives
+// the same text whatever else is in the batch.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -15,6 +17,7 @@ namespace quantd {
 constexpr int32_t kMaxTopLogprobs = 20;
 constexpr int32_t kMaxRepeatLastN = 1 << 16;
 constexpr size_t kMaxLogitBiases = 1 << 16;
+constexpr size_t kMaxMaskWords = 1 << 20;  // 4 MiB: 64 masks of a vocabulary of 2^19
 
 struct SamplerSettings {
     float temperature = 0.8F;     // 0: the best token, ties to the lowest id
@@ -50,7 +53,7 @@ struct RowScore {
     float target_logprob;                 // of the wanted token
     int32_t top_ids[kMaxTopLogprobs];     // best first, ties to the lowest id; -1 behind the wanted number
     float top_logprobs[kMaxTopLogprobs];  // NaN behind the wanted number
-    bool finite = true;                   // false: a logit was NaN or infinite and nothing was drawn
+    bool finite = true;  // false: nothing was drawn, a logit was not finite or the mask left no token
 };
 
 class Sampler {
@@ -61,7 +64,17 @@ class Sampler {
     // Feeds the window of the penalties: the prompt once, or tokens forced from outside.
     void accept(int32_t token) noexcept;
 
-    // Draws the next token from logits (n_vocab), which must be finite, and accepts it.
+    // Tokens that may be drawn, one bit each, token t at bit t % 32 of word t / 32.  words (n_masks, n_words)
+    // is copied.  sticky: the one mask holds for every draw until the next call; otherwise mask i is for the
+    // i-th draw from now, and draws behind the last one find no token allowed.  Empty words: every token.
+    // Throws std::invalid_argument above kMaxMaskWords or where the words are not n_masks whole masks.
+    void set_mask(std::span<const uint32_t> words, size_t n_masks, bool sticky);
+
+    // Whether the masks, if there are any, are made for a vocabulary of this size.
+    bool mask_fits(int64_t n_vocab) const noexcept;
+
+    // Draws the next token from logits (n_vocab), which must be finite, and accepts it.  -1, and nothing
+    // accepted, where the mask allows no token.
     int32_t sample(const float* logits, int64_t n_vocab, SamplerScratch& scratch) noexcept;
 
     const SamplerSettings& settings() const { return settings_; }
@@ -69,6 +82,7 @@ class Sampler {
 
   private:
     bool changes_logits() const noexcept;
+    bool apply_mask(float* values, int64_t n_vocab) const noexcept;
     void apply_bias_and_penalties(float* values, int64_t n_vocab, int32_t* counts) const noexcept;
     int32_t draw(const float* values, int64_t n_vocab, SamplerScratch& scratch) const noexcept;
 
@@ -76,7 +90,14 @@ class Sampler {
     std::vector<int32_t> window_;  // (repeat_last_n) ring of the last tokens; empty without penalties
     uint64_t n_accepted_ = 0;
     uint64_t n_drawn_ = 0;
+    std::vector<uint32_t> masks_;  // (masks, mask_words_) allowed tokens; empty: all
+    size_t mask_words_ = 0;        // words of one mask
+    size_t mask_next_ = 0;         // mask of the next draw
+    bool mask_sticky_ = false;
 };
+
+// The score of a row that nobody looked at: token -1, finite, log-probabilities NaN.
+RowScore empty_score() noexcept;
 
 // Checks one row for non-finite values, takes the log-probabilities that were asked for and draws.
 // sampler may be nullptr (score only), target -1 (none wanted).

@@ -132,10 +132,33 @@ void Program::check_step(const StepInput& input) {
         if (target < -1 || target >= settings_.n_vocab)
             refuse("target " + str(target) + " is not in the vocabulary");
     }
-    auto* order_end = std::copy(input.samplers.begin(), input.samplers.end(), sampler_order_.data());
-    std::sort(sampler_order_.data(), order_end);
-    for (const Sampler** it = sampler_order_.data(); it + 1 < order_end; ++it) {
-        if (it[0] != nullptr && it[0] == it[1]) refuse("one sampler draws for two rows");
+    check_samplers(input);
+}
+
+// A sampler draws for one row, or for neighbouring rows of one sequence: then it verifies them in order.
+void Program::check_samplers(const StepInput& input) {
+    size_t n_order = 0;
+    for (size_t i = 0; i < input.samplers.size(); ++i) {
+        const Sampler* sampler = input.samplers[i];
+        if (sampler == nullptr) continue;
+        if (!sampler->mask_fits(settings_.n_vocab)) {
+            refuse("the mask of output row " + str(int64_t(i)) + " is not made for " +
+                   str(settings_.n_vocab) + " tokens");
+        }
+        if (i > 0 && sampler == input.samplers[i - 1]) {
+            const int32_t row = input.out_rows[i];
+            if (row != input.out_rows[i - 1] + 1 ||
+                std::binary_search(input.seq_starts.begin(), input.seq_starts.end(), row)) {
+                refuse("one sampler draws for two rows that do not follow each other in a sequence");
+            }
+            continue;
+        }
+        sampler_order_[n_order++] = sampler;
+    }
+    const auto order_end = sampler_order_.begin() + static_cast<int64_t>(n_order);
+    std::sort(sampler_order_.begin(), order_end);
+    if (std::adjacent_find(sampler_order_.begin(), order_end) != order_end) {
+        refuse("one sampler draws for two rows");
     }
 }
 
@@ -459,12 +482,34 @@ void Program::run(const HeadOp& op) noexcept {
         multiply(in, first, rows, std::span(&segment, 1), false);
         pool_->parallel_for(rows, 1, [&](int thread, int64_t begin, int64_t end) noexcept {
             for (int64_t i = begin; i < end; ++i) {
-                const auto at = static_cast<size_t>(first + i);
-                scores_[at] = score_row(logits_ + i * logits_stride_, settings_.n_vocab, input_->samplers[at],
-                                        input_->targets[at], threads_[static_cast<size_t>(thread)].sampler);
+                if (i > 0 && verifies_on(first + i)) continue;  // in order, by whoever has the first of them
+                int64_t next = i;
+                do {
+                    score_output(first + next, logits_ + next * logits_stride_, thread);
+                    ++next;
+                } while (next < rows && verifies_on(first + next));
             }
         });
     }
+}
+
+// Whether this output row is verified behind the one before it: both have one sampler.
+bool Program::verifies_on(int64_t out) const noexcept {
+    const auto at = static_cast<size_t>(out);
+    return out > 0 && input_->samplers[at] != nullptr && input_->samplers[at] == input_->samplers[at - 1];
+}
+
+void Program::score_output(int64_t out, const float* logits, int thread) noexcept {
+    const auto at = static_cast<size_t>(out);
+    const int32_t token = input_->tokens[static_cast<size_t>(input_->out_rows[at])];
+    // A row whose token is not what was drawn before it is no continuation; nor is one behind such a row,
+    // before which -1 was drawn.
+    if (verifies_on(out) && scores_[at - 1].token != token) {
+        scores_[at] = empty_score();
+        return;
+    }
+    scores_[at] = score_row(logits, settings_.n_vocab, input_->samplers[at], input_->targets[at],
+                            threads_[static_cast<size_t>(thread)].sampler);
 }
 
 }  // namespace quantd

@@ -196,3 +196,92 @@ def test_extreme_values_stay_finite():
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Sampler(**settings)
+
+
+def words_of(allowed: list[int], n_vocab: int) -> np.ndarray:
+    """A mask that allows these tokens."""
+    bits = np.zeros(-(-n_vocab // 32) * 32, np.uint8)
+    bits[allowed] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_k": 69},
+        {"top_p": 0.5},
+        {"min_p": 0.9},
+        {"top_k": 20, "top_p": 0.99},
+        {"logit_bias": [(i, 1e6) for i in range(0, 70, 2)]},
+        {"presence_penalty": -100.0, "frequency_penalty": -100.0},
+        {"temperature": 1e-30},
+        {"temperature": 100.0},
+    ],
+)
+def test_only_allowed_tokens_are_drawn(settings):
+    logits = random_logits(70, seed=3)
+    logits[::2] += 50  # the best ones are not allowed
+    allowed = [1, 3, 33, 69]
+    tokens = set()
+    for seed in range(200):
+        sampler = Sampler(seed=seed, **(OFF | settings))
+        sampler.accept([0, 2, 4, 68])
+        sampler.set_mask(words_of(allowed, 70))
+        tokens.add(sampler.sample(logits))
+    assert tokens <= set(allowed)
+
+
+def test_a_mask_keeps_the_distribution_of_what_it_allows():
+    logits = random_logits(40, seed=4)
+    allowed = list(range(5, 37, 3))
+    found = np.zeros(40)
+    for seed in range(N_DRAWS):
+        sampler = Sampler(seed=seed, **OFF)
+        sampler.set_mask(words_of(allowed, 40))
+        found[sampler.sample(logits)] += 1 / N_DRAWS
+    p = np.zeros(40)
+    p[allowed] = np.exp(logits[allowed])
+    p /= p.sum()
+    assert (np.abs(found - p) <= 5 * np.sqrt(p * (1 - p) / N_DRAWS) + 1e-9).all()
+
+
+def test_a_mask_that_allows_nothing_draws_nothing():
+    logits = random_logits(70, seed=5)
+    sampler = Sampler(**OFF)
+    nothing = words_of([], 70)
+    nothing[2] = 0xFFFFFFC0  # bits behind the vocabulary allow nothing
+    sampler.set_mask(nothing)
+    assert sampler.sample(logits) == -1
+    assert sampler.n_drawn == 0
+    sampler.set_mask(words_of([69], 70))
+    assert [sampler.sample(logits) for _ in range(3)] == [69] * 3  # it stays until it is replaced
+    sampler.set_mask(None)
+    assert sampler.sample(logits) >= 0
+
+
+def test_masks_for_several_draws_run_out():
+    logits = random_logits(70, seed=6)
+    sampler = Sampler(**OFF)
+    sampler.set_mask(np.stack([words_of([t], 70) for t in (5, 66, 9)]))
+    assert [sampler.sample(logits) for _ in range(5)] == [5, 66, 9, -1, -1]
+
+
+def test_the_array_is_copied_and_checked():
+    logits = random_logits(70, seed=7)
+    sampler, words = Sampler(**OFF), words_of([8], 70)
+    sampler.set_mask(words)
+    words[:] = 0
+    assert sampler.sample(logits) == 8
+    with pytest.raises(ValueError, match="fit"):
+        sampler.sample(random_logits(64, seed=7))
+    for bad in (np.zeros(0, np.uint32), np.zeros((1, 1, 3), np.uint32), np.zeros((1 << 20) + 1, np.uint32)):
+        with pytest.raises(ValueError, match="mask"):
+            sampler.set_mask(bad)
+    for bad in (np.zeros(3, np.int64), np.zeros(6, np.uint32)[::2], [1, 2, 3]):
+        with pytest.raises(TypeError):
+            sampler.set_mask(bad)
+    assert sampler.sample(logits) == 8  # a refused mask changes nothing

@@ -86,6 +86,36 @@ def test_one_sampler_for_two_rows_is_refused(runner):
     assert sampler.n_drawn == 0
 
 
+def test_rows_of_one_sampler_must_follow_each_other(runner):
+    plan = GOOD | {
+        "tokens": ints([1, 2, 3, 4]),
+        "positions": ints([0, 1, 2, 40]),
+        "seq_starts": ints([0, 3, 4]),
+        "targets": ints([-1, -1, -1]),
+    }
+    a, b = greedy(), greedy()
+    for out_rows, samplers in [
+        ([0, 2, 3], [a, a, b]),  # a row between them
+        ([1, 0, 3], [a, a, b]),  # backwards
+        ([1, 2, 3], [b, a, a]),  # two sequences
+        ([0, 1, 2], [a, b, a]),  # another sampler between them
+        ([0, 0, 1], [a, a, a]),  # one row twice
+    ]:
+        with pytest.raises(ValueError, match="one sampler draws for two rows"):
+            runner.program.step(**(plan | {"out_rows": ints(out_rows), "samplers": samplers}))
+    assert a.n_drawn == b.n_drawn == 0
+    runner.program.step(**(plan | {"out_rows": ints([0, 1, 3]), "samplers": [a, a, b]}))
+    assert b.n_drawn == 1
+
+
+def test_a_mask_for_another_vocabulary_is_refused(runner):
+    sampler = greedy()
+    sampler.set_mask(np.array([1, 1], np.uint32))
+    with pytest.raises(ValueError, match="mask of output row 1 is not made for 20 tokens"):
+        runner.program.step(**(GOOD | {"samplers": [None, sampler]}))
+    assert sampler.n_drawn == 0
+
+
 def test_wrong_types_are_refused(runner):
     for changes in [
         {"tokens": np.array([1, 2, 3], np.int64)},

@@ -101,9 +101,14 @@ Plan random_plan(std::mt19937& random, std::vector<Sampler>& samplers, int n_fau
         for (int32_t i = 0; i < n_pages; ++i) plan.pages.push_back(next_page++);
         plan.seq_starts.push_back(static_cast<int32_t>(plan.tokens.size()));
         plan.page_starts.push_back(next_page);
-        plan.out_rows.push_back(static_cast<int32_t>(plan.tokens.size()) - 1);
-        plan.targets.push_back(pick(-1, kVocab - 1));
-        plan.samplers.push_back(pick(0, 1) == 0 ? nullptr : &samplers[static_cast<size_t>(seq)]);
+        // The last row, or all of them with one sampler: they verify.
+        const auto end = static_cast<int32_t>(plan.tokens.size());
+        Sampler* sampler = pick(0, 1) == 0 ? nullptr : &samplers[static_cast<size_t>(seq)];
+        for (int32_t row = pick(0, 1) == 0 ? end - 1 : end - n_rows; row < end; ++row) {
+            plan.out_rows.push_back(row);
+            plan.targets.push_back(pick(-1, kVocab - 1));
+            plan.samplers.push_back(sampler);
+        }
     }
     std::vector<int32_t>* arrays[] = {&plan.tokens, &plan.positions, &plan.seq_starts, &plan.page_starts,
                                       &plan.pages,  &plan.out_rows,  &plan.targets};
@@ -131,6 +136,8 @@ void random_plans(int n_threads, KvType kv_type) {
         settings.seed = seed;
         settings.top_k = seed == 0 ? 40 : 0;
         samplers.emplace_back(settings);
+        const uint32_t mask[] = {0xffff0000U, 0x1U};
+        if (seed == 2) samplers.back().set_mask(mask, 1, true);
     }
     int accepted = 0, refused = 0;
     for (int round = 0; round < 600; ++round) {
