@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from runtime.gguf import MetadataValue, ModelFile
+from runtime.gguf import MetadataValue
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -62,16 +62,11 @@ def align(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def quantized_metadata(source: ModelFile, file_type: int) -> list[KeyValue]:
-    """Return the source's metadata with the keys that say how the file is quantized and split replaced."""
+def quantized_metadata(metadata: Sequence[KeyValue], file_type: int) -> list[KeyValue]:
+    """Return a source's metadata with the keys that say how the file is quantized replaced."""
     replaced = {"general.quantization_version", "general.file_type"}
-    kept = [
-        KeyValue(key, cast(str, source.kind(key)), cast(MetadataValue, source.get(key)))
-        for key in source.keys()  # noqa: SIM118 - a method, not a dict
-        if key not in replaced and not key.startswith("split.")
-    ]
     return [
-        *kept,
+        *(entry for entry in metadata if entry.key not in replaced),
         KeyValue("general.quantization_version", "u32", QUANTIZATION_VERSION),
         KeyValue("general.file_type", "u32", file_type),
     ]

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from quant.gguf_header import TensorEntry, align, header_bytes, quantized_metadata
-from quant.recipes import BF16, F16, F32, ModelFacts, Recipe, TensorShape, plan_types
+from quant.policy import NO_OVERRIDES, Overrides, TensorShape, plan_types
+from quant.recipes import FLOATS, Recipe
+from quant.source import ModelSource, SourceTensor
 from runtime._native import type_traits
 from runtime.errors import UnsupportedModelError
-from runtime.gguf import ModelFile, TensorInfo
-
-SOURCE_TYPES = frozenset({F32, F16, BF16})
-_MAX_LAYERS = 1 << 16
-_MAX_HEADS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
     """One tensor of the output."""
 
-    source: TensorInfo
+    source: SourceTensor
     target_type: int
     target_bytes: int
     offset: int  # in the output's data section
@@ -42,6 +38,7 @@ class QuantizePlan:
     """The whole output: its header, and every tensor in the order of writing."""
 
     recipe: Recipe
+    overrides: Overrides
     tensors: tuple[TensorPlan, ...]
     header: bytes  # padded to the alignment
     alignment: int
@@ -65,42 +62,37 @@ class QuantizePlan:
         return {name: (counts[name], size) for name, size in sizes.most_common()}
 
 
-def plan_quantization(source: ModelFile, recipe: Recipe) -> QuantizePlan:
+def plan_quantization(
+    source: ModelSource, recipe: Recipe, overrides: Overrides = NO_OVERRIDES, *, calibrated: bool = False
+) -> QuantizePlan:
     """Choose the type and place of every tensor.
 
-    Raises UnsupportedModelError for a source that is quantized already or holds no tensors, ModelFormatError for
-    metadata that the rules need and that is missing.
+    Raises UnsupportedModelError for a source that is quantized already, RequestError for an override that matches
+    nothing.
     """
-    if not source.tensors:
-        raise UnsupportedModelError(
-            f"{source.path} holds no tensors (a vocabulary?); there is nothing to quantize"
-        )
-    shapes = [TensorShape(info.name, info.type_id, info.shape) for info in source.tensors.values()]
-    types = plan_types(recipe, model_facts(source), shapes)
-    alignment = source.shards[0].alignment
+    shapes = [TensorShape(tensor.name, tensor.type_id, tensor.shape) for tensor in source.tensors.values()]
+    types = plan_types(recipe, source.facts, shapes, overrides, calibrated=calibrated)
     tensors, offset = [], 0
     for name, target_type in types.items():
-        info = source.tensors[name]
-        if target_type != info.type_id or type_traits(info.type_id)[1] > 1:
-            _require_unquantized(source.path, info)
-        n_bytes = tensor_bytes(info.shape, target_type)
-        tensors.append(TensorPlan(info, target_type, n_bytes, offset))
-        offset = align(offset + n_bytes, alignment)
+        stored = source.tensors[name]
+        tensor = stored if target_type == stored.type_id else stored.decoded or stored
+        if type_traits(tensor.type_id)[1] > 1 and tensor.decoded is None:
+            _refuse_quantized(source, tensor)
+        if target_type != tensor.type_id and tensor.type_id not in FLOATS:
+            _refuse_quantized(source, tensor)
+        n_bytes = tensor_bytes(tensor.shape, target_type)
+        tensors.append(TensorPlan(tensor, target_type, n_bytes, offset))
+        offset = align(offset + n_bytes, source.alignment)
     table = [TensorEntry(t.name, t.source.shape, t.target_type, t.offset) for t in tensors]
-    header = header_bytes(quantized_metadata(source, recipe.file_type), table, alignment)
-    source_bytes = sum(info.n_bytes for info in source.tensors.values())
-    return QuantizePlan(recipe, tuple(tensors), header, alignment, len(header) + offset, source_bytes)
-
-
-def model_facts(source: ModelFile) -> ModelFacts:
-    """Read what the rules need from the metadata."""
-    architecture = source.architecture
-    return ModelFacts(
-        architecture=architecture,
-        n_layers=source.integer(f"{architecture}.block_count", minimum=1, maximum=_MAX_LAYERS),
-        n_heads=_of_first_layer(source, f"{architecture}.attention.head_count"),
-        n_kv_heads=_of_first_layer(source, f"{architecture}.attention.head_count_kv"),
-        n_experts=source.integer(f"{architecture}.expert_count", 0, minimum=0, maximum=_MAX_LAYERS),
+    header = header_bytes(quantized_metadata(source.metadata, recipe.file_type), table, source.alignment)
+    return QuantizePlan(
+        recipe=recipe,
+        overrides=overrides,
+        tensors=tuple(tensors),
+        header=header,
+        alignment=source.alignment,
+        output_bytes=len(header) + offset,
+        source_bytes=sum(tensor.source.n_bytes for tensor in tensors),
     )
 
 
@@ -110,16 +102,8 @@ def tensor_bytes(shape: tuple[int, ...], type_id: int) -> int:
     return math.prod(shape) // block_elements * block_bytes
 
 
-def _of_first_layer(source: ModelFile, key: str) -> int:
-    """Return a number that some models give for each layer; 0 where it is absent."""
-    if (source.kind(key) or "").startswith("array"):
-        values = source.integers(key)
-        return values[0] if values else 0
-    return source.integer(key, 0, minimum=0, maximum=_MAX_HEADS)
-
-
-def _require_unquantized(path: Path, info: TensorInfo) -> None:
-    if info.type_id not in SOURCE_TYPES:
-        raise UnsupportedModelError(
-            f"{path} is no F32, F16 or BF16 model: tensor {info.name} is {info.type_name}; quantize from the original"
-        )
+def _refuse_quantized(source: ModelSource, tensor: SourceTensor) -> None:
+    raise UnsupportedModelError(
+        f"{source.path} is no F32, F16, BF16 or Q8_0 model: tensor {tensor.name} is {tensor.type_name}; quantize from "
+        "the original"
+    )

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from quant.convert import is_folder_of_weights, open_folder
 from quant.errors import CannotCreateError, OutputError, QuantizeCancelledError
+from quant.input_files import Bytes, InputFiles
 from quant.plan import QuantizePlan, TensorPlan, plan_quantization, tensor_bytes
-from quant.recipes import DEFAULT_RECIPE, find_recipe
-from quant.source import SourceReader
+from quant.policy import NO_OVERRIDES, Overrides
+from quant.recipes import BF16, DEFAULT_RECIPE, F16, F32, find_recipe
+from quant.served import check_served
+from quant.source import ModelSource, open_gguf
 from quant.writer import PartialFile, check_target
 from runtime._native import quantize_rows
 from runtime.cpu import usable_cores
-from runtime.errors import ModelFormatError, RequestError
+from runtime.errors import ModelFormatError, RequestError, UnsupportedModelError
 from runtime.gguf import ModelFile
 
 CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
@@ -30,7 +33,8 @@ FLUSH_BYTES = 64 << 20  # written bytes that may wait for the disk
 PROGRESS_INTERVAL_S = 0.1
 MAX_THREADS = 256
 
-Bytes = NDArray[np.uint8]
+# Bits that are all set in infinities and NaN: (unsigned type of the element's size, exponent)
+_EXPONENTS = {F32: (np.uint32, 0x7F800000), F16: (np.uint16, 0x7C00), BF16: (np.uint16, 0x7F80)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,16 @@ class _Chunk:
         return self.first + self.n_elements == self.tensor.source.n_elements
 
 
+def open_source(path: str | os.PathLike[str]) -> ModelSource:
+    """Open what is to be quantized: a GGUF file, or a Hugging Face folder with a config.json."""
+    path = Path(path)
+    if path.is_dir() and not is_folder_of_weights(path):
+        raise UnsupportedModelError(
+            f"{path} is a folder without a config.json; name a GGUF file or a Hugging Face folder"
+        )
+    return open_folder(path) if is_folder_of_weights(path) else open_gguf(path)
+
+
 class Quantizer:
     """One quantization job.  Made: everything that can be refused has been refused.  `run` does the work once."""
 
@@ -85,10 +99,11 @@ class Quantizer:
         output: str | os.PathLike[str],
         recipe: str = DEFAULT_RECIPE,
         *,
+        overrides: Overrides = NO_OVERRIDES,
         threads: int | None = None,
         force: bool = False,
     ) -> None:
-        """Plan the job.
+        """Plan the job; `source` is a GGUF file (any shard of a split one) or a Hugging Face folder.
 
         Raises UnsupportedRecipeError, RequestError (threads, source and output the same), ModelFormatError,
         UnsupportedModelError, OutputExistsError, CannotCreateError, OSError for an unreadable source.
@@ -99,10 +114,12 @@ class Quantizer:
         self.output = Path(output)
         self.force = force
         self.threads = threads or usable_cores()
-        self.source = ModelFile.open(source)
-        _refuse_same_file(self.source.paths, self.output)
+        self.source = open_source(source)
+        _refuse_same_file(self.source.files, self.output)
         check_target(self.output, force=force)
-        self.plan: QuantizePlan = plan_quantization(self.source, chosen)
+        self.plan: QuantizePlan = plan_quantization(self.source, chosen, overrides)
+        if self.source.is_converted:
+            check_served(self.plan)
 
     def run(
         self,
@@ -117,7 +134,7 @@ class Quantizer:
         started = time.monotonic()
         meter = _Meter(self.plan, on_progress or (lambda _: None), started)
         with (
-            SourceReader(self.source) as reader,
+            InputFiles(self.source.files, self.source.file_sizes) as reader,
             PartialFile(self.output, self.plan.output_bytes, force=self.force) as partial,
         ):
             self._write(reader, partial, meter, cancel or threading.Event())
@@ -134,7 +151,7 @@ class Quantizer:
         )
 
     def _write(
-        self, reader: SourceReader, partial: PartialFile, meter: _Meter, cancel: threading.Event
+        self, reader: InputFiles, partial: PartialFile, meter: _Meter, cancel: threading.Event
     ) -> None:
         """Encode chunk after chunk while the next one is read and the one before is written."""
         chunks = _chunks(self.plan)
@@ -164,28 +181,41 @@ class Quantizer:
                 write.result()
 
     def _encode(self, chunk: _Chunk, data: Bytes) -> Bytes:
-        tensor = chunk.tensor
+        tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
         if tensor.is_copied:
+            self._check_finite(chunk, data)
             return data
         out = np.empty(tensor_bytes((chunk.n_elements,), tensor.target_type), np.uint8)
+        n_cols = row if chunk.n_elements % row == 0 else chunk.n_elements  # a piece of a very long row
+        n_rows = chunk.n_elements // n_cols
         fault = quantize_rows(
-            data, tensor.source.type_id, 1, chunk.n_elements, tensor.target_type, out, self.threads
+            data, tensor.source.type_id, n_rows, n_cols, tensor.target_type, out, self.threads
         )
         if fault is not None:
-            self._refuse_weight(chunk, fault[1], fault[2])
+            self._refuse_weight(chunk, fault[0] * n_cols + fault[1], fault[2])
         return out
 
+    def _check_finite(self, chunk: _Chunk, data: Bytes) -> None:
+        found = _EXPONENTS.get(chunk.tensor.target_type)
+        if found is None:
+            return
+        unsigned, exponent = found
+        bad = (data.view(unsigned) & exponent) == exponent
+        if bad.any():
+            self._refuse_weight(chunk, int(bad.argmax()), math.nan)
+
     def _refuse_weight(self, chunk: _Chunk, element: int, value: float) -> None:
-        info = chunk.tensor.source
-        row, column = divmod(chunk.first + element, info.shape[0])
+        source = chunk.tensor.source
+        row, column = divmod(chunk.first + element, source.shape[0])
         finite = math.isfinite(value)
         reason = "is larger than the type's scale can hold" if finite else "is not finite"
-        element_bytes = info.n_bytes // info.n_elements
+        path, offset = source.place(chunk.first + element)
+        origin = "" if source.origin == source.name else f" ({source.origin})"
         raise ModelFormatError(
             "OUT_OF_RANGE" if finite else "NOT_FINITE",
-            info.name,
-            info.offset + (chunk.first + element) * element_bytes,
-            f"{self.source.paths[info.shard]}: tensor {info.name}, row {row}, column {column}: {value} {reason}",
+            source.name,
+            offset,
+            f"{path}: tensor {source.name}{origin}, row {row}, column {column}: {value} {reason}",
         )
 
     def _check(self, path: Path) -> None:
@@ -253,17 +283,20 @@ class _Unflushed:
 
 
 def _chunks(plan: QuantizePlan) -> Iterator[_Chunk]:
+    """Cut the tensors into runs of whole units that do not cross from one slice (one expert) to the next."""
     for tensor in plan.tensors:
-        for first in range(0, tensor.source.n_elements, CHUNK_ELEMENTS):
-            yield _Chunk(tensor, first, min(CHUNK_ELEMENTS, tensor.source.n_elements - first))
+        source = tensor.source
+        slice_elements = math.prod(source.shape[:2])
+        size = max(CHUNK_ELEMENTS // source.unit_elements, 1) * source.unit_elements
+        for start in range(0, source.n_elements, slice_elements):
+            for first in range(start, start + slice_elements, size):
+                yield _Chunk(tensor, first, min(size, start + slice_elements - first))
 
 
-def _start_read(pool: ThreadPoolExecutor, reader: SourceReader, chunk: _Chunk | None) -> Future[Bytes] | None:
+def _start_read(pool: ThreadPoolExecutor, reader: InputFiles, chunk: _Chunk | None) -> Future[Bytes] | None:
     if chunk is None:
         return None
-    info = chunk.tensor.source
-    offset = info.offset + chunk.first * info.n_bytes // info.n_elements
-    return pool.submit(reader.read, info.shard, offset, chunk.source_bytes)
+    return pool.submit(chunk.tensor.source.read, reader, chunk.first, chunk.n_elements)
 
 
 def _target_offset(chunk: _Chunk) -> int:

@@ -1,4 +1,4 @@
-"""`quantd quantize`: an F32, F16 or BF16 GGUF file to a smaller one."""
+"""`quantd quantize`: a GGUF file or a Hugging Face folder to a smaller GGUF file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 
 import click
 
+from daemon.cli.quantize_plan import mib, show_plan
 from daemon.errors import to_api_error
 from quant.errors import QuantizeCancelledError
+from quant.policy import Overrides
 from quant.quantizer import Progress, Quantizer, QuantizeResult
 from quant.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -28,35 +30,80 @@ Report = Callable[[Progress], None]
 @click.option(
     "--recipe", default=DEFAULT_RECIPE, show_default=True, help=f"Mixture of types: {', '.join(RECIPES)}."
 )
+@click.option("--pure", is_flag=True, help="The recipe's main type for every matrix, without its exceptions.")
+@click.option(
+    "--output-type", metavar="TYPE", help="Type of the output matrix (output.weight, or the tied embedding)."
+)
+@click.option("--embedding-type", metavar="TYPE", help="Type of the token embedding.")
+@click.option(
+    "--attention-type",
+    metavar="TYPE",
+    help="Type of the attention's query, key, value and output matrices.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    metavar="REGEX=TYPE",
+    multiple=True,
+    help="Type of the tensors in whose name REGEX is found; repeat it, the first that fits decides.",
+)
 @click.option("--threads", type=int, help="Threads to use, 1 to 256 [default: the usable cores].")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only show the type and size of every tensor; OUTPUT is not written."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option(
     "--progress-json", is_flag=True, help="Print progress and result as one JSON object a line, for programs."
 )
-def command(
+def command(  # noqa: PLR0917 - one parameter an option
     source: Path,
     output: Path,
     recipe: str,
-    *,
+    output_type: str | None,
+    embedding_type: str | None,
+    attention_type: str | None,
+    tensor_types: tuple[str, ...],
     threads: int | None,
+    *,
+    pure: bool,
     force: bool,
+    dry_run: bool,
     as_json: bool,
     progress_json: bool,
 ) -> None:
-    """Make a smaller GGUF file OUTPUT from SOURCE, a GGUF file in F32, F16 or BF16.
+    """Make a smaller GGUF file OUTPUT from SOURCE.
+
+    SOURCE is a GGUF file in F32, F16, BF16 or Q8_0 (of a split model: any of its files), or a Hugging Face folder with
+    config.json, safetensors and tokenizer, which is converted on the way: no file lies between.
 
     Each tensor gets the type that llama-quantize gives it for the recipe.  OUTPUT appears under its name only when
     it is complete; an error or Ctrl-C leaves nothing behind.
 
+    Which recipe: Q4_K_M is the usual choice, Q5_K_M and Q6_K lose less and take more, Q8_0 is nearly the original.
+
     \b
     Examples:
       quantd quantize model-f16.gguf model-q4.gguf
+      quantd quantize Llama-3.2-1B-Instruct/ llama.gguf --recipe Q5_K_M
+      quantd quantize model-f16.gguf model.gguf --dry-run --tensor-type ffn_down=Q6_K
       quantd quantize model-f16.gguf model-q8.gguf --recipe Q8_0 --threads 4
     """
     try:
+        overrides = Overrides.parse(
+            pure=pure,
+            output_type=output_type,
+            embedding_type=embedding_type,
+            attention_type=attention_type,
+            tensor_types=tensor_types,
+        )
         with _stop_signals() as cancel:
-            job = Quantizer(source, output, recipe, threads=threads, force=force)
+            job = Quantizer(
+                source, output, recipe, overrides=overrides, threads=threads, force=force or dry_run
+            )
+            if dry_run:
+                show_plan(job.plan, as_json=as_json or progress_json)
+                return
             with _reporter(progress_json=progress_json) as report:
                 result = job.run(report, cancel)
     except Exception as failure:
@@ -190,15 +237,11 @@ def _print_summary(result: QuantizeResult) -> None:
     table.add_column("tensors", justify="right")
     table.add_column("size", justify="right")
     for name, (count, size) in result.types.items():
-        table.add_row(name, str(count), _mib(size))
+        table.add_row(name, str(count), mib(size))
     console.print(table)
     console.print(
-        f"{_mib(result.source_bytes)} -> {_mib(result.output_bytes)}, {result.bits_per_weight:.2f} bits per weight, "
+        f"{mib(result.source_bytes)} -> {mib(result.output_bytes)}, {result.bits_per_weight:.2f} bits per weight, "
         f"{result.recipe}, {result.seconds:.1f} s",
         highlight=False,
     )
     console.print(str(result.output), markup=False, highlight=False, soft_wrap=True)
-
-
-def _mib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:,.1f} MiB"

@@ -84,7 +84,7 @@ def test_bar_on_a_terminal(source, tmp_path):
         (["in.gguf", "absent/out.gguf"], 73, "does not exist"),
         (["absent.gguf", "out.gguf"], 74, "absent.gguf"),
         (["text.gguf", "out.gguf"], 65, "text.gguf"),
-        (["in.gguf", "out.gguf", "--recipe", "IQ2_XXS"], 64, "Q4_K_M, Q5_K_S, Q8_0"),
+        (["in.gguf", "out.gguf", "--recipe", "IQ2_XXS"], 64, "Q4_K_M, Q4_K_S"),
         (["in.gguf", "out.gguf", "--threads", "0"], 64, "threads"),
         (["in.gguf", "out.gguf", "--threads", "many"], 64, "threads"),
         (["in.gguf"], 64, "OUTPUT"),
@@ -105,3 +105,19 @@ def test_failures_are_events_for_programs(source, tmp_path, monkeypatch, capsys)
     assert run(["quantize", "in.gguf", "out.gguf", "--progress-json"]) == 73
     event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["reason"]) == ("error", "OUTPUT_EXISTS")
+
+
+def test_dry_run_shows_every_tensor_and_writes_nothing(source, tmp_path):
+    output = tmp_path / "out.gguf"
+    options = ("--tensor-type", "attn_v=Q8_0", "--dry-run")
+    shown = invoke(source, output, *options).stdout
+    assert "blk.0.attn_v.weight" in shown
+    assert "nothing was written" in shown
+    facts = json.loads(invoke(source, output, *options, "--json").stdout)
+    types = {tensor["name"]: tensor["to"] for tensor in facts["tensors"]}
+    assert types["blk.0.attn_v.weight"] == "Q8_0"
+    assert types["blk.0.attn_norm.weight"] == "F32"
+    assert not output.exists()
+    invoke(source, output, *options[:2])
+    assert facts["output_bytes"] == output.stat().st_size
+    assert {n: info.type_name for n, info in ModelFile.open(output).tensors.items()} == types

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import gguf
 import pytest
 
-from quant import recipes
+from quant import policy, recipes
+from quant.policy import ModelFacts, Overrides, TensorShape, plan_types
 from quant.recipes import (
     F16,
     F32,
@@ -15,11 +18,9 @@ from quant.recipes import (
     Q5_K,
     Q6_K,
     Q8_0,
-    ModelFacts,
-    TensorShape,
     find_recipe,
-    plan_types,
 )
+from runtime.errors import RequestError
 
 
 def model(  # noqa: PLR0917 - one row of a table
@@ -95,7 +96,7 @@ def types_of(name: str, recipe: str) -> dict[str, int]:
 
 def layers_with(types: dict[str, int], tensor: str, type_id: int) -> set[int]:
     return {
-        recipes.layer_of(name)
+        policy.layer_of(name)
         for name, chosen in types.items()
         if name.endswith(f".{tensor}.weight") and chosen == type_id
     }
@@ -208,7 +209,7 @@ def test_order_is_by_layer_then_by_bytes():
         "token_embd.weight",
         "output_norm.weight",
     ]
-    assert recipes.visiting_order(names) == [
+    assert policy.visiting_order(names) == [
         "output.weight", "output_norm.weight", "token_embd.weight", "blk.2.a.weight", "blk.2.b.weight", "blk.10.a.weight",
     ]  # fmt: skip
 
@@ -232,19 +233,70 @@ def test_order_is_by_layer_then_by_bytes():
     ],
 )
 def test_which_tensors_are_touched(name, shape, expected):
-    assert recipes.is_quantized(TensorShape(name, F16, shape)) is expected
+    assert policy.is_quantized(TensorShape(name, F16, shape)) is expected
 
 
 def test_unknown_recipes_are_refused_by_name():
-    for name in ("Q3_K_M", "IQ4_XS", "", "best"):
-        with pytest.raises(recipes.UnsupportedRecipeError, match="Q4_K_M, Q5_K_S, Q8_0") as caught:
+    for name in ("IQ2_XXS", "", "best"):
+        with pytest.raises(recipes.UnsupportedRecipeError, match=r"Q5_K_S.*Q4_K_M") as caught:
             find_recipe(name)
         assert caught.value.reason == "UNSUPPORTED_RECIPE"
         assert repr(name) in caught.value.message
     assert find_recipe("q4_k_m") is recipes.RECIPES["Q4_K_M"]
 
 
-@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_overrides():
+    facts, tensors = MODELS["llama-3.1-8b"]
+    recipe = find_recipe("Q4_K_M")
+
+    def types(**options):
+        return plan_types(recipe, facts, tensors, Overrides.parse(**options))
+
+    plain = types()
+    pure = types(pure=True)
+    assert {t for n, t in pure.items() if n.endswith("weight") and "norm" not in n and "rope" not in n} == {
+        Q4_K
+    }
+    chosen = types(output_type="q8_0", embedding_type="F16", attention_type="Q5_0")
+    assert (chosen["output.weight"], chosen["token_embd.weight"]) == (Q8_0, F16)
+    assert layers_with(chosen, "attn_v", Q5_0) == layers_with(chosen, "attn_q", Q5_0) == set(range(32))
+    assert layers_with(chosen, "ffn_down", Q6_K) == MORE_BITS_OF_32
+    # the first rule that is found in the name decides; what is fixed does not count in the recipe's own rules
+    fixed = types(tensor_types=[r"blk\.0\.attn_v=Q8_0", "attn_v=Q5_K", "ffn_(up|gate)=Q6_K"])
+    assert (fixed["blk.0.attn_v.weight"], fixed["blk.1.attn_v.weight"]) == (Q8_0, Q5_K)
+    assert layers_with(fixed, "ffn_up", Q6_K) == layers_with(fixed, "ffn_gate", Q6_K) == set(range(32))
+    assert {n: t for n, t in fixed.items() if "attn_v" not in n and "ffn_" not in n} == {
+        n: t for n, t in plain.items() if "attn_v" not in n and "ffn_" not in n
+    }
+
+
+def test_output_type_reaches_a_tied_embedding():
+    facts, tensors = MODELS["llama-3.2-1b"]
+    types = plan_types(find_recipe("Q4_K_M"), facts, tensors, Overrides.parse(output_type="Q8_0"))
+    assert types["token_embd.weight"] == Q8_0
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "said"),
+    [
+        ({"output_type": "Q9"}, "output_type", "Q4_K"),
+        ({"embedding_type": "IQ2_XXS"}, "embedding_type", "Q4_K"),
+        ({"tensor_types": ["attn_v"]}, "tensor_type", "REGEX=TYPE"),
+        ({"tensor_types": ["=Q8_0"]}, "tensor_type", "REGEX=TYPE"),
+        ({"tensor_types": ["(=Q8_0"]}, "tensor_type", "regular expression"),
+        ({"tensor_types": ["attn_v=Q9"]}, "tensor_type", "Q9"),
+        ({"tensor_types": ["a=Q8_0"] * 65}, "tensor_type", "at most 64"),
+        ({"tensor_types": ["no_such_name=Q8_0"]}, "tensor_type", "no_such_name"),
+    ],
+)
+def test_bad_overrides_are_refused(options, field, said):
+    facts, tensors = MODELS["llama-2-7b"]
+    with pytest.raises(RequestError, match=re.escape(said)) as caught:
+        plan_types(find_recipe("Q4_K_M"), facts, tensors, Overrides.parse(**options))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"])
 def test_types_and_order_of_llama_quantize(shared_dir, name):
     source = gguf.GGUFReader(shared_dir / "models" / "tiny256-f16.gguf")
     theirs = gguf.GGUFReader(shared_dir / "models" / f"tiny256-{name}.gguf")
