@@ -21,67 +21,7 @@ from quant.recipes import (
     find_recipe,
 )
 from runtime.errors import RequestError
-
-
-def model(  # noqa: PLR0917 - one row of a table
-    architecture: str,
-    n_layers: int,
-    n_embd: int,
-    n_ff: int,
-    n_vocab: int,
-    n_heads: int,
-    n_kv_heads: int,
-    *,
-    head_dim: int | None = None,
-    tied: bool = False,
-    n_experts: int = 0,
-    fused_qkv: bool = False,
-) -> tuple[ModelFacts, list[TensorShape]]:
-    head_dim = head_dim or n_embd // n_heads
-    tensors = [TensorShape("token_embd.weight", F16, (n_embd, n_vocab))]
-    for i in range(n_layers):
-        blk = f"blk.{i}."
-        tensors.append(TensorShape(blk + "attn_norm.weight", F32, (n_embd,)))
-        if fused_qkv:
-            tensors.append(
-                TensorShape(blk + "attn_qkv.weight", F16, (n_embd, (n_heads + 2 * n_kv_heads) * head_dim))
-            )
-        else:
-            tensors.append(TensorShape(blk + "attn_q.weight", F16, (n_embd, n_heads * head_dim)))
-            tensors.append(TensorShape(blk + "attn_q.bias", F32, (n_heads * head_dim,)))
-            tensors.append(TensorShape(blk + "attn_k.weight", F16, (n_embd, n_kv_heads * head_dim)))
-            tensors.append(TensorShape(blk + "attn_v.weight", F16, (n_embd, n_kv_heads * head_dim)))
-        tensors.append(TensorShape(blk + "attn_output.weight", F16, (n_heads * head_dim, n_embd)))
-        tensors.append(TensorShape(blk + "ffn_norm.weight", F32, (n_embd,)))
-        if n_experts:
-            tensors.append(TensorShape(blk + "ffn_gate_inp.weight", F16, (n_embd, n_experts)))
-            tensors.append(TensorShape(blk + "ffn_gate_exps.weight", F16, (n_embd, n_ff, n_experts)))
-            tensors.append(TensorShape(blk + "ffn_up_exps.weight", F16, (n_embd, n_ff, n_experts)))
-            tensors.append(TensorShape(blk + "ffn_down_exps.weight", F16, (n_ff, n_embd, n_experts)))
-        else:
-            tensors.append(TensorShape(blk + "ffn_gate.weight", F16, (n_embd, n_ff)))
-            tensors.append(TensorShape(blk + "ffn_up.weight", F16, (n_embd, n_ff)))
-            tensors.append(TensorShape(blk + "ffn_down.weight", F16, (n_ff, n_embd)))
-    tensors.append(TensorShape("output_norm.weight", F32, (n_embd,)))
-    tensors.append(TensorShape("rope_freqs.weight", F32, (head_dim // 2,)))
-    if not tied:
-        tensors.append(TensorShape("output.weight", F16, (n_embd, n_vocab)))
-    return ModelFacts(architecture, n_layers, n_heads, n_kv_heads, n_experts), tensors
-
-
-MODELS = {
-    "llama-3.2-1b": model("llama", 16, 2048, 8192, 128256, 32, 8, tied=True),
-    "llama-3.1-8b": model("llama", 32, 4096, 14336, 128256, 32, 8),
-    "llama-2-7b": model("llama", 32, 4096, 11008, 32000, 32, 32),
-    "llama-3.1-70b": model("llama", 80, 8192, 28672, 128256, 64, 8),
-    "llama-65b": model("llama", 80, 8192, 22016, 32000, 64, 64),
-    "qwen2.5-0.5b": model("qwen2", 24, 896, 4864, 151936, 14, 2, tied=True),
-    "qwen2.5-72b": model("qwen2", 80, 8192, 29568, 152064, 64, 8),
-    "qwen3-0.6b": model("qwen3", 28, 1024, 3072, 151936, 16, 8, head_dim=128, tied=True),
-    "mixtral-8x7b": model("llama", 32, 4096, 14336, 32000, 32, 8, n_experts=8),
-    "phi-3-mini": model("phi3", 32, 3072, 8192, 32064, 32, 32, fused_qkv=True),
-    "smollm2-135m": model("llama", 30, 576, 1536, 49152, 9, 3, tied=True),
-}
+from tests.quant.model_shapes import MODELS
 
 MORE_BITS_OF_32 = {0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31}
 MORE_BITS_OF_28 = {0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27}
