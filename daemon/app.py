@@ -72,18 +72,21 @@ class Daemon:
 
     async def run(self, entry: ModelEntry | None) -> int:
         """Start, serve, drain; see the module."""
+        tls = self._settings.tls
+        if tls is not None:
+            tls.check()
         listener = listen(self._settings.http, "HTTP")
         http_address = self._settings.http.with_port(listener.getsockname()[1])
         limit = self._settings.sessions + self._settings.max_waiting
         rpc = RpcServer(self._services, max_concurrent=limit)
-        grpc_address = rpc.bind(self._settings.grpc)
+        grpc_address = rpc.bind(self._settings.grpc, tls)
         gateway = create_app(
             LocalBackend(self._services),
             metrics_app=metrics_page(self._host.metrics),
             allowed_hosts=LOOPBACK_HOSTS if self._settings.http.is_loopback else None,
             kv_budget_bytes=self._settings.kv_budget,
         )
-        http = HttpServer(gateway, listener)
+        http = HttpServer(gateway, listener, tls)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
 
@@ -121,9 +124,10 @@ class Daemon:
         served = self._host.served
         name = served.name if served else "no model yet (load one of the model folder)"
         click.echo(f"quantd serves {name}")
-        click.echo(f"  OpenAI API  http://{http}/v1")
-        click.echo(f"  API page    http://{http}/docs")
-        click.echo(f"  metrics     http://{http}/metrics")
+        scheme = "http" if self._settings.tls is None else "https"
+        click.echo(f"  OpenAI API  {scheme}://{http}/v1")
+        click.echo(f"  API page    {scheme}://{http}/docs")
+        click.echo(f"  metrics     {scheme}://{http}/metrics")
         click.echo(f"  gRPC        {grpc}")
         sys.stdout.flush()
 

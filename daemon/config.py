@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from daemon.addresses import Address
 from daemon.errors import ApiError
 from daemon.sizes import parse_size
+from daemon.tls import TlsFiles
 
 DEFAULT_FILE = Path("/etc/quantd/quantd.toml")
 PREFIX = "QUANTD_"
@@ -35,7 +36,12 @@ class Settings(BaseSettings):
     """Everything that can be set.  A field's name is its TOML key; flags have dashes, variables QUANTD_ and capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, arbitrary_types_allowed=True, str_max_length=4096
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        arbitrary_types_allowed=True,
+        str_max_length=4096,
     )
 
     # What to serve: a GGUF file, or a name in models_dir.
@@ -44,8 +50,14 @@ class Settings(BaseSettings):
     models_dir: Path | None = None
     # Folder for quantizations that clients ask for; None: models_dir.  Models in it are served too.
     output_dir: Path | None = None
-    # Listeners that other machines can reach: this version has no keys and no TLS, so it takes a word of consent.
-    # Stands before the listeners, because their check asks for it.
+    # API keys (`quantd key`): with a file, every request needs one of its keys.
+    keys_file: Path | None = None
+    # TLS for both listeners: a certificate and its key, PEM.  With a client CA, clients must show a certificate too.
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    # Listeners that other machines can reach without keys (or client certificates) and TLS: that takes a word of consent.
+    # These five stand before the listeners, because their check asks for them.
     allow_remote: bool = False
     http: Listener = Address("127.0.0.1", 11434)
     grpc: Listener = Address("127.0.0.1", 50051)
@@ -62,23 +74,56 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     # Requests that may wait for a session; one more is refused.
     max_waiting: Annotated[int, Field(ge=0, le=4096)] = 64
+    # Prompt tokens that may wait in all: a few long prompts are as much waiting as many short ones.
+    max_waiting_tokens: Annotated[int, Field(ge=1, le=2**40)] = 262_144
+    # Seconds that a request may wait for a session.
+    max_wait_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     # Seconds that running requests get to end after SIGTERM.
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("tls_key")
+    @classmethod
+    def _key_with_certificate(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("tls_cert") is None):
+            raise ValueError("TLS needs both files: --tls-cert and --tls-key (tls_cert and tls_key)")
+        return key
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _client_ca_with_tls(cls, client_ca: Path | None, info: ValidationInfo) -> Path | None:
+        if client_ca is not None and info.data.get("tls_cert") is None:
+            raise ValueError("client certificates need TLS: give --tls-cert and --tls-key too")
+        return client_ca
 
     @field_validator("http", "grpc")
     @classmethod
     def _reachable_only_on_purpose(cls, address: Address, info: ValidationInfo) -> Address:
         if info.field_name == "http" and address.is_unix:
             raise ValueError("the HTTP listener needs HOST:PORT, not a unix socket")
-        # allow_remote is missing from the data if it was wrong itself: then that is the error to tell.
-        if not address.is_loopback and not info.data.get("allow_remote", True):
+        # What is missing from the data was wrong itself: then that is the error to tell.
+        known = info.data
+        if address.is_loopback or known.get("allow_remote", True):
+            return address
+        lacks = []
+        if known.get("keys_file", True) is None and known.get("tls_client_ca", True) is None:
+            lacks.append("keys (--keys-file, made by `quantd key add`)")
+        if known.get("tls_cert", True) is None:
+            lacks.append("TLS (--tls-cert and --tls-key)")
+        if lacks:
             raise ValueError(
-                "other machines could reach it, and this version has no keys and no TLS; "
+                f"other machines could reach it, and it has no {' and no '.join(lacks)}; give them, "
                 "listen on 127.0.0.1, or allow it with --allow-remote (allow_remote = true) behind a proxy or firewall"
             )
         return address
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files for the listeners; None: plain text."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @classmethod
     def settings_customise_sources(

@@ -80,6 +80,7 @@ TABLE: dict[str, Row] = {
     "INVALID_MODEL_FILE": Row(Code.INVALID_ARGUMENT, 400, _BAD, "invalid_model_file", 65),
     "UNSUPPORTED_MODEL": Row(Code.INVALID_ARGUMENT, 400, _BAD, "unsupported_model", 65),
     "UNSUPPORTED_RECIPE": Row(Code.INVALID_ARGUMENT, 400, _BAD, "unsupported_recipe", 64),
+    "UNAUTHENTICATED": Row(Code.UNAUTHENTICATED, 401, _BAD, "invalid_api_key", 64),
     "PERMISSION_DENIED": Row(Code.PERMISSION_DENIED, 403, "permission_error", "permission_denied", 64),
     "MODEL_NOT_FOUND": Row(Code.NOT_FOUND, 404, "not_found_error", "model_not_found", 64),
     "NOT_FOUND": Row(Code.UNIMPLEMENTED, 404, "not_found_error", "not_found", 64),
@@ -94,6 +95,8 @@ TABLE: dict[str, Row] = {
     "NO_CHAT_TEMPLATE": Row(Code.FAILED_PRECONDITION, 409, "conflict", "no_chat_template", 65),
     "MODEL_BUSY": Row(Code.FAILED_PRECONDITION, 409, "conflict", "model_busy", 75),
     "QUEUE_FULL": Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "queue_full", 75),
+    "QUEUE_TIMEOUT": Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "queue_timeout", 75),
+    "RATE_LIMITED": Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "rate_limit_exceeded", 75),
     "QUANTIZE_BUSY": Row(Code.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "quantize_busy", 75),
     "SLOW_CONSUMER": Row(Code.ABORTED, 408, _BAD, "slow_consumer", 75),
     "CANCELLED": Row(Code.CANCELLED, 499, _BAD, "cancelled", 75),
@@ -112,7 +115,13 @@ TABLE: dict[str, Row] = {
 }
 
 # Reasons that always ask the client to come back, with the seconds when the failure itself names none.
-_DEFAULT_RETRY_S = {"QUEUE_FULL": 1.0, "QUANTIZE_BUSY": 10.0, "UNAVAILABLE": 1.0}
+_DEFAULT_RETRY_S = {
+    "QUEUE_FULL": 1.0,
+    "QUEUE_TIMEOUT": 1.0,
+    "RATE_LIMITED": 1.0,
+    "QUANTIZE_BUSY": 10.0,
+    "UNAVAILABLE": 1.0,
+}
 
 # A status without our ErrorInfo (made by gRPC itself, or by a proxy) is read by its code alone.
 _REASON_OF_CODE = {
@@ -127,6 +136,7 @@ _REASON_OF_CODE = {
     Code.OUT_OF_RANGE: "CONTEXT_LENGTH_EXCEEDED",
     Code.UNIMPLEMENTED: "NOT_FOUND",
     Code.UNAVAILABLE: "UNAVAILABLE",
+    Code.UNAUTHENTICATED: "UNAUTHENTICATED",
     Code.DATA_LOSS: "IO_ERROR",
 }
 

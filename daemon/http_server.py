@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from daemon.http_protocol import PatientProtocol
+from daemon.tls import TlsFiles
 
 MAX_HEADER_BYTES = 16 * 1024
 KEEP_ALIVE_S = 120
@@ -21,7 +22,8 @@ _TICK_S = 1.0  # uvicorn's own tick is 0.1 s; only the Date header needs one
 class HttpServer(uvicorn.Server):
     """Serves one ASGI app on one listening socket until `stop`."""
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    def __init__(self, app: Any, listener: socket.socket, tls: TlsFiles | None = None) -> None:
+        """Plain HTTP where `tls` is None."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -37,6 +39,9 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_ANSWERS_S,
             )
         )
+        if tls is not None:
+            self.config.load()  # makes the rest; a context of its own would come from file names and know less
+            self.config.ssl = tls.http_context()
         self._listener = listener
         self._up = asyncio.Event()
         self._stop = asyncio.Event()

@@ -17,6 +17,7 @@ SUMMARIES = {
     "plan": "Say what memory serving a model takes, and whether it fits.",
     "inspect": "Show what a GGUF file holds.",
     "bench": "Measure prefill and decode speed of a model.",
+    "key": "Make, list and remove API keys.",
     "gateway": "Run the HTTP gateway alone, against a remote daemon.",
     "version": "Show versions and what this CPU can do.",
 }

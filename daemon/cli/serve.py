@@ -37,6 +37,20 @@ import click
 @click.option("--threads", metavar="N", help="Compute threads. Default: the cores this process may use.")
 @click.option("--max-waiting", metavar="N", help="Requests that may wait for a session. Default 64.")
 @click.option(
+    "--max-waiting-tokens", metavar="N", help="Prompt tokens that may wait for a session. Default 262144."
+)
+@click.option(
+    "--max-wait-seconds", metavar="S", help="How long a request may wait for a session. Default 600."
+)
+@click.option(
+    "--keys-file", metavar="FILE", help="API keys, made by `quantd key add`. Default: no key is needed."
+)
+@click.option("--tls-cert", metavar="FILE", help="Certificate (PEM) for both listeners.")
+@click.option("--tls-key", metavar="FILE", help="Its private key (PEM), without a passphrase.")
+@click.option(
+    "--tls-client-ca", metavar="FILE", help="Clients must show a certificate that this CA signed (PEM)."
+)
+@click.option(
     "--drain-seconds", metavar="S", help="Time that running requests get after SIGTERM. Default 20."
 )
 @click.option("--log-format", metavar="auto|text|json", help="Default: text on a terminal, else JSON.")
@@ -45,7 +59,7 @@ import click
     "--allow-remote",
     is_flag=True,
     default=None,
-    help="Allow addresses that other machines can reach (there are no keys and no TLS).",
+    help="Allow addresses that other machines can reach without keys and TLS.",
 )
 def command(config: Path | None, **flags: Any) -> int:
     """Serve MODEL, a GGUF file or a name in the model folder, over gRPC and the OpenAI API.

@@ -20,6 +20,7 @@ class CallContext:
 
     request_id: str
     timeout_s: float | None = None  # None: no limit
+    credential: str | None = None  # the API key that came with the request
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from daemon.access.credential import credential_of
 from daemon.errors import ApiError
 from daemon.gateway.events import ClientGoneError
 from daemon.gateway.replies import error_response, log
@@ -36,7 +37,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["credential"] = _credential(scope)
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -95,6 +98,12 @@ def _hostname(url: bytes) -> str | None:
         return urlsplit(url.decode("ascii")).hostname
     except ValueError:
         return None
+
+
+def _credential(scope: Scope) -> str | None:
+    """The API key of a request; whether it is one, the backend says."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    return credential_of(headers)
 
 
 def _request_id(scope: Scope) -> str:

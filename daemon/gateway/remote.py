@@ -39,9 +39,12 @@ _OPTIONS = (
 class RemoteBackend:
     """A Backend over one channel; make it inside the event loop that uses it, and close it."""
 
-    def __init__(self, target: str) -> None:
-        """Connect to `target` (HOST:PORT or unix:PATH) when it is first needed."""
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+    def __init__(self, target: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        """Connect to `target` (HOST:PORT or unix:PATH) when it is first needed; None: without TLS."""
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
         self._generate = generate_service_pb2_grpc.GenerateServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._tokenizer = tokenizer_service_pb2_grpc.TokenizerServiceStub(self._channel)
@@ -104,7 +107,10 @@ class RemoteBackend:
 
 
 def _metadata(context: CallContext) -> tuple[tuple[str, str], ...]:
-    return (("x-request-id", context.request_id),)
+    named = (("x-request-id", context.request_id),)
+    if context.credential is None or not context.credential.isascii():
+        return named  # no key of ours has other characters, and metadata cannot carry them
+    return (*named, ("authorization", f"Bearer {context.credential}"))
 
 
 async def _unary(

@@ -41,4 +41,6 @@ def error_response(failure: Exception, request_id: str) -> JsonResponse:
     retry_after = retry_after_header(error)
     if retry_after is not None:
         headers["Retry-After"] = retry_after
+    if error.http_status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JsonResponse(error_body(failure, request_id), status_code=error.http_status, headers=headers)

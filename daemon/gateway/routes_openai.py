@@ -116,7 +116,7 @@ async def _whole(source: EventSource, shape: Shape) -> dict[str, Any]:
 
 
 def _context(request: Request) -> CallContext:
-    return CallContext(request_id=request.state.request_id)
+    return CallContext(request_id=request.state.request_id, credential=request.state.credential)
 
 
 def _model(model: model_pb2.Model) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def make_router(backend: Backend, *, version: str, kv_budget_bytes: int | None) 
     @router.get("/api/info", response_model=None)
     async def info(request: Request) -> Response:
         """Tell the version, the model being served, and how its memory is shared out."""
-        context = CallContext(request_id=request.state.request_id)
+        context = CallContext(request_id=request.state.request_id, credential=request.state.credential)
         facts = {"version": version, "model": None, "kv_cache_size": kv_budget_bytes}
         try:
             model = (await backend.get_model(model_service_pb2.GetModelRequest(), context)).model

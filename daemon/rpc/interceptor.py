@@ -7,6 +7,7 @@ import contextvars
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -14,6 +15,8 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
+from daemon.access.credential import credential_of
+from daemon.access.gate import Gate
 from daemon.errors import ApiError, to_api_error, to_rpc_status
 from daemon.services.call import Call, new_request_id
 
@@ -30,7 +33,10 @@ current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("quantd_call
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of quantd.v1; health and reflection stay as they are."""
+    """Wraps the handlers of quantd.v1; health and reflection stay as they are, and need no key."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -44,19 +50,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         decode = handler.request_deserializer
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _streaming(handler.unary_stream, decode), None, handler.response_serializer
+                _streaming(handler.unary_stream, decode, self._gate), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, decode), None, handler.response_serializer
+            _unary(handler.unary_unary, decode, self._gate), None, handler.response_serializer
         )
 
 
 def _streaming(
-    method: Callable[[Any, Any], AsyncGenerator[Any, None]], decode: Callable[[bytes], Any]
+    method: Callable[[Any, Any], AsyncGenerator[Any, None]], decode: Callable[[bytes], Any], gate: Gate
 ) -> Any:
     async def handle(data: bytes, context: Any) -> None:
         call = await _begin(context)
         try:
+            _admit(context, call, gate)
             # Writing here and not yielding: when the call ends early, the iterator is closed before we leave.
             async with aclosing(method(_decoded(decode, data), context)) as events:
                 async for event in events:
@@ -67,10 +74,11 @@ def _streaming(
     return handle
 
 
-def _unary(method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any]) -> Any:
+def _unary(method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], gate: Gate) -> Any:
     async def handle(data: bytes, context: Any) -> Any:
         call = await _begin(context)
         try:
+            _admit(context, call, gate)
             return await method(_decoded(decode, data), context)
         except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
             await _abort(context, failure, call)
@@ -93,9 +101,14 @@ async def _begin(context: Any) -> Call:
     request_id = given if _REQUEST_ID.fullmatch(given) else new_request_id()
     within = Call.within(context.time_remaining(), request_id)
     call = Call(within.request_id, within.deadline, on_stall=task.cancel)
-    current_call.set(call)
     await context.send_initial_metadata(((REQUEST_ID_KEY, call.request_id),))
     return call
+
+
+def _admit(context: Any, call: Call, gate: Gate) -> None:
+    """Finds out whose call this is; raises ApiError UNAUTHENTICATED before the message is looked at."""
+    texts = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    current_call.set(replace(call, caller=gate.caller(credential_of(texts))))
 
 
 async def _abort(context: Any, failure: Exception, call: Call) -> None:

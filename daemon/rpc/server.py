@@ -19,6 +19,7 @@ from daemon.errors import ApiError
 from daemon.rpc.interceptor import CallInterceptor
 from daemon.rpc.servicers import GenerateServicer, ModelServicer, QuantizeServicer, TokenizerServicer
 from daemon.services import Services
+from daemon.tls import TlsFiles
 from quantd.v1 import (
     generate_service_pb2,
     generate_service_pb2_grpc,
@@ -64,7 +65,7 @@ class RpcServer:
 
     def __init__(self, services: Services, *, max_concurrent: int) -> None:
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(services.gate)],
             options=OPTIONS,
             maximum_concurrent_rpcs=max_concurrent + SPARE_RPCS,
         )
@@ -84,14 +85,20 @@ class RpcServer:
         names = [*_NEED_MODEL, *_ALWAYS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
 
-    def bind(self, address: Address) -> Address:
-        """Takes the address (ADDRESS_IN_USE if it is taken); returns it with the port that was chosen for port 0."""
+    def bind(self, address: Address, tls: TlsFiles | None = None) -> Address:
+        """Takes the address (ADDRESS_IN_USE if it is taken); returns it with the port that was chosen for port 0.
+
+        A unix socket stays plain: its file mode says who may use it.
+        """
         require_free(address, "gRPC")
         try:
             # Not world-writable for the moment between bind and chmod: the umask covers it.
             old_mask = os.umask(0o117 if address.is_unix else 0o077)
             try:
-                port = self._server.add_insecure_port(str(address))
+                if tls is None or address.is_unix:
+                    port = self._server.add_insecure_port(str(address))
+                else:
+                    port = self._server.add_secure_port(str(address), tls.grpc_credentials())
             finally:
                 os.umask(old_mask)
         except RuntimeError as failure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from daemon.access.gate import Gate
     from daemon.services.generate import GenerateService
     from daemon.services.host import ModelHost
     from daemon.services.model import ModelService
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 class Services:
     """All services of one daemon, on one model host."""
 
+    gate: Gate
     host: ModelHost
     generate: GenerateService
     tokenizer: TokenizerService

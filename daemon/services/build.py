@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from daemon.access.gate import Gate
 from daemon.config import Settings
 from daemon.errors import ApiError
 from daemon.services import Services
@@ -21,6 +22,7 @@ def build_services(settings: Settings) -> Services:
     folder = ModelFolder(settings.models_dir, settings.output_dir)
     host = ModelHost(folder, runtime_settings(settings), runtime_parts(), max_waiting=settings.max_waiting)
     return Services(
+        gate=Gate(settings.keys_file),
         host=host,
         generate=GenerateService(host),
         tokenizer=TokenizerService(host),

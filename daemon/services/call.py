@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from daemon.access.limits import ANONYMOUS, Caller
+
 
 def new_request_id() -> str:
     """A short unique id, shown to the client and written to the log."""
@@ -21,9 +23,10 @@ class Call:
     deadline: float | None = None  # time.monotonic() seconds; None: no deadline
     cache_scope: str = ""  # callers share computed prefixes only within a scope: that of their API key
     on_stall: Callable[[], object] | None = None  # told when the client reads nothing for too long
+    caller: Caller = field(default_factory=lambda: Caller(ANONYMOUS))  # whose limits count
 
     @classmethod
-    def within(cls, seconds: float | None, request_id: str = "") -> Call:
+    def within(cls, seconds: float | None, request_id: str = "", caller: Caller | None = None) -> Call:
         """A call that must end within `seconds` from now (None: no limit)."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        return cls(request_id or new_request_id(), deadline)
+        return cls(request_id or new_request_id(), deadline, caller=caller or Caller(ANONYMOUS))

@@ -26,43 +26,43 @@ class LocalBackend:
         self, request: generate_pb2.GenerateRequest, context: CallContext
     ) -> AsyncIterator[generate_service_pb2.GenerateResponse]:
         """Continue a prompt."""
-        return self._services.generate.generate(request, _call(context))
+        return self._services.generate.generate(request, self._call(context))
 
     def chat(
         self, request: generate_pb2.ChatRequest, context: CallContext
     ) -> AsyncIterator[generate_service_pb2.ChatResponse]:
         """Answer a conversation."""
-        return self._services.generate.chat(request, _call(context))
+        return self._services.generate.chat(request, self._call(context))
 
     async def list_models(
         self, request: model_service_pb2.ListModelsRequest, context: CallContext
     ) -> model_service_pb2.ListModelsResponse:
         """List all models."""
-        return await self._services.model.list_models(request, _call(context))
+        return await self._services.model.list_models(request, self._call(context))
 
     async def get_model(
         self, request: model_service_pb2.GetModelRequest, context: CallContext
     ) -> model_service_pb2.GetModelResponse:
         """Describe one model."""
-        return await self._services.model.get_model(request, _call(context))
+        return await self._services.model.get_model(request, self._call(context))
 
     async def plan_memory(
         self, request: model_service_pb2.PlanMemoryRequest, context: CallContext
     ) -> model_service_pb2.PlanMemoryResponse:
         """Say what memory serving takes."""
-        return await self._services.model.plan_memory(request, _call(context))
+        return await self._services.model.plan_memory(request, self._call(context))
 
     async def tokenize(
         self, request: tokenizer_service_pb2.TokenizeRequest, context: CallContext
     ) -> tokenizer_service_pb2.TokenizeResponse:
         """Split text into token ids."""
-        return await self._services.tokenizer.tokenize(request, _call(context))
+        return await self._services.tokenizer.tokenize(request, self._call(context))
 
     async def detokenize(
         self, request: tokenizer_service_pb2.DetokenizeRequest, context: CallContext
     ) -> tokenizer_service_pb2.DetokenizeResponse:
         """Join token ids to text."""
-        return await self._services.tokenizer.detokenize(request, _call(context))
+        return await self._services.tokenizer.detokenize(request, self._call(context))
 
     async def health(self) -> Health:
         """Live while the engine is; ready while it would take a request."""
@@ -71,6 +71,6 @@ class LocalBackend:
         detail = host.state.value if ready or host.state is not State.READY else "the engine does not answer"
         return Health(live=live, ready=ready, detail=detail)
 
-
-def _call(context: CallContext) -> Call:
-    return Call.within(context.timeout_s, context.request_id)
+    def _call(self, context: CallContext) -> Call:
+        caller = self._services.gate.caller(context.credential)
+        return Call.within(context.timeout_s, context.request_id, caller)

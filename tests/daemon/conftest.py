@@ -6,6 +6,7 @@ import grpc
 import grpc.aio
 import pytest_asyncio
 
+from daemon.access.gate import Gate
 from daemon.addresses import Address
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
@@ -33,6 +34,7 @@ async def world(tmp_path):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     host = ModelHost(folder, RuntimeSettings(sessions=2), fake.parts(), max_waiting=2)
     services = Services(
+        gate=Gate(None),
         host=host,
         generate=GenerateService(host),
         tokenizer=TokenizerService(host),

@@ -70,7 +70,7 @@ class Daemon:
         raise AssertionError(f"no {pattern!r} from the daemon: {self.out} {''.join(self.err)[-3000:]}")
 
     def wait_until_ready(self):
-        self.url = self.wait_for(r"(http://\S+)/v1$")[1]
+        self.url = self.wait_for(r"(https?://\S+)/v1$")[1]
         self.grpc = self.wait_for(r"gRPC\s+(\S+)")[1]
 
     def stop(self, number=signal.SIGTERM, seconds=30):
