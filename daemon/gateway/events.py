@@ -12,7 +12,7 @@ from starlette.requests import Request
 from quantd.v1 import generate_pb2 as pb
 
 Result = TypeVar("Result")
-Event = pb.Started | pb.Delta | pb.Done
+Event = pb.Started | pb.Queued | pb.Delta | pb.Done
 
 # So many events may wait for a slow client; then the backend notices that it is slow.
 _MAX_WAITING = 16
@@ -103,5 +103,5 @@ class EventSource:
             if event is None:
                 return events, None
             events.append(event)
-            if not isinstance(event, pb.Started):
+            if not isinstance(event, pb.Started | pb.Queued):
                 return events, None

@@ -15,7 +15,7 @@ from quantd.v1 import generate_pb2 as pb
 from runtime import request as words
 from runtime.request import FinishEvent, FinishReason, TokenEvent
 
-AnswerEvent = pb.Started | pb.Delta | pb.Done
+AnswerEvent = pb.Started | pb.Queued | pb.Delta | pb.Done
 
 # What the engine calls a failure, in the words of the error table.
 _REASON_OF_ERROR = {
@@ -40,6 +40,7 @@ class Answer:
     seed: int
     with_logprobs: bool
     accepted_s: float  # time.monotonic() of acceptance
+    line_ms: float = 0.0  # spent in the line, before the engine had the request
     completion_tokens: int = 0
     pending_ids: list[int] = field(default_factory=list)  # tokens whose text is held back
     last_token_s: float | None = None
@@ -126,7 +127,7 @@ class Answer:
                 cached_tokens=event.cached_tokens,
             ),
             timings=pb.Timings(
-                queue_ms=event.queue_ms, prefill_ms=event.prefill_ms, decode_ms=event.decode_ms
+                queue_ms=self.line_ms + event.queue_ms, prefill_ms=event.prefill_ms, decode_ms=event.decode_ms
             ),
             seed=self.seed,
         )

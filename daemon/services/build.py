@@ -24,7 +24,12 @@ def build_services(settings: Settings) -> Services:
     return Services(
         gate=Gate(settings.keys_file),
         host=host,
-        generate=GenerateService(host),
+        generate=GenerateService(
+            host,
+            max_waiting=settings.max_waiting,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_wait_s=settings.max_wait_seconds,
+        ),
         tokenizer=TokenizerService(host),
         model=ModelService(host),
         quantize=QuantizeService(folder),

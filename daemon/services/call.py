@@ -21,9 +21,13 @@ class Call:
 
     request_id: str = field(default_factory=new_request_id)
     deadline: float | None = None  # time.monotonic() seconds; None: no deadline
-    cache_scope: str = ""  # callers share computed prefixes only within a scope: that of their API key
     on_stall: Callable[[], object] | None = None  # told when the client reads nothing for too long
     caller: Caller = field(default_factory=lambda: Caller(ANONYMOUS))  # whose limits count
+
+    @property
+    def cache_scope(self) -> str:
+        """Callers share computed prefixes only within a scope: that of their API key."""
+        return self.caller.cache_scope
 
     @classmethod
     def within(cls, seconds: float | None, request_id: str = "", caller: Caller | None = None) -> Call:

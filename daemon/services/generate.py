@@ -6,14 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
+from daemon.access.line import Line, Ticket
+from daemon.bridge import Bridge
 from daemon.errors import ApiError, to_api_error
 from daemon.log import get_logger
 from daemon.services.answer import Answer, AnswerEvent
 from daemon.services.call import Call, new_request_id
 from daemon.services.host import ModelHost, Served
-from daemon.services.options import Options, read_options
+from daemon.services.options import Options, read_options, read_priority
 from daemon.services.prompt import (
     check_messages,
     check_prompt,
@@ -34,8 +39,23 @@ Message = TypeVar("Message", pb.GenerateRequest, pb.ChatRequest)
 class GenerateService:
     """Text generation on the served model."""
 
-    def __init__(self, host: ModelHost) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        *,
+        max_waiting: int = 64,
+        max_waiting_tokens: int = 262_144,
+        max_wait_s: float = 600.0,
+    ) -> None:
         self._host = host
+        self._lines: WeakKeyDictionary[Bridge, Line] = WeakKeyDictionary()
+        self._make_line = partial(
+            Line,
+            max_running=host.settings.sessions,
+            max_waiting=max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
+            max_wait_s=max_wait_s,
+        )
 
     async def generate(
         self, request: pb.GenerateRequest, call: Call
@@ -75,18 +95,30 @@ class GenerateService:
         encode: Callable[[Message, Served], list[int]],
     ) -> AsyncGenerator[AnswerEvent, None]:
         metrics = self._host.metrics
+        ticket: Ticket | None = None
         try:
-            answer, prompt_tokens = await self._begin(request, call, check, encode)
-        except Exception as failure:
-            metrics.rejected(to_api_error(failure).reason)
+            with self._host.admit(request.model) as served:
+                asked = await self._read(request, call, served, check, encode)
+                ticket = self._line_of(served).join(
+                    call.caller, priority=asked.priority, prompt_tokens=len(asked.ids)
+                )
+                yield pb.Started(
+                    request_id=call.request_id,
+                    model=served.name,
+                    created_unix_ms=time.time_ns() // 1_000_000,
+                    prompt_tokens=len(asked.ids),
+                )
+                tell = request.options.report_queue_position
+                async for place in ticket.positions(call.deadline, tell=tell):
+                    yield pb.Queued(position=place)
+                answer = self._submit(asked, call, served, ticket)
+        except BaseException as failure:
+            if ticket is not None:
+                ticket.leave()
+            if isinstance(failure, Exception):
+                metrics.rejected(to_api_error(failure).reason)
             raise
         try:
-            yield pb.Started(
-                request_id=call.request_id,
-                model=answer.served.name,
-                created_unix_ms=time.time_ns() // 1_000_000,
-                prompt_tokens=prompt_tokens,
-            )
             if isinstance(request, pb.GenerateRequest) and request.echo:
                 yield pb.Delta(text=prompt_text(request, answer.served))
             async with aclosing(answer.events()) as events:
@@ -99,45 +131,62 @@ class GenerateService:
             # Whatever ended this (the answer, an error, a cancelled call, a closed iterator): the session is free.
             answer.stream.close()
 
-    async def _begin(
+    async def _read(
         self,
         request: Message,
         call: Call,
+        served: Served,
         check: Callable[[Message, Served], None],
         encode: Callable[[Message, Served], list[int]],
-    ) -> tuple[Answer, int]:
-        """Checks, encodes and submits a request; returns its answer and the number of prompt tokens."""
+    ) -> _Asked:
+        """Checks and encodes a request: what it costs is known, and nothing is taken yet."""
         accepted_s = time.monotonic()
-        with self._host.admit(request.model) as served:
-            model = served.model
-            options = read_options(
-                request.options, n_vocab=model.tokenizer.n_vocab, context_tokens=model.context_tokens
-            )
-            check(request, served)
-            loop = asyncio.get_running_loop()
-            ids = await loop.run_in_executor(self._host.text_workers, encode, request, served)
-            if call.deadline is not None and time.monotonic() >= call.deadline:
-                raise ApiError("DEADLINE_EXCEEDED", "The time for this request ran out.")
-            field = (
-                "messages"
-                if isinstance(request, pb.ChatRequest)
-                else request.WhichOneof("prompt") or "prompt"
-            )
-            engine_request = _engine_request(call, ids, options, model, field)
-            text = TextStream(model.tokenizer, options.stop)
-            stream = served.bridge.submit(engine_request)
+        model = served.model
+        options = read_options(
+            request.options, n_vocab=model.tokenizer.n_vocab, context_tokens=model.context_tokens
+        )
+        priority = read_priority(request.options, call.caller.key.priority)
+        check(request, served)
+        loop = asyncio.get_running_loop()
+        ids = await loop.run_in_executor(self._host.text_workers, encode, request, served)
+        if call.deadline is not None and time.monotonic() >= call.deadline:
+            raise ApiError("DEADLINE_EXCEEDED", "The time for this request ran out.")
+        field = (
+            "messages" if isinstance(request, pb.ChatRequest) else request.WhichOneof("prompt") or "prompt"
+        )
+        require_room(field, len(ids), model.context_tokens)
+        return _Asked(ids, options, priority, accepted_s)
+
+    def _submit(self, asked: _Asked, call: Call, served: Served, ticket: Ticket) -> Answer:
+        """Gives a request to the engine; its ticket is given back when the engine says that it is over."""
+        model, options = served.model, asked.options
+        stream = served.bridge.submit(_engine_request(call, asked.ids, options, model))
         stream.on_stall = call.on_stall
         answer = Answer(
             served=served,
             stream=stream,
-            text=text,
+            text=TextStream(model.tokenizer, options.stop),
             metrics=self._host.metrics,
             seed=options.sampling.seed,
             with_logprobs=options.sampling.top_logprobs is not None,
-            accepted_s=accepted_s,
+            accepted_s=asked.accepted_s,
+            line_ms=ticket.waited_s * 1e3,
         )
-        stream.on_finish = lambda event: self._finished(call, answer, event)
-        return answer, len(ids)
+
+        def finished(event: FinishEvent) -> None:
+            ticket.leave()
+            call.caller.charge(event.completion_tokens)
+            self._finished(call, answer, event)
+
+        stream.on_finish = finished
+        return answer
+
+    def _line_of(self, served: Served) -> Line:
+        """The line in front of a model; it goes with the model."""
+        line = self._lines.get(served.bridge)
+        if line is None:
+            line = self._lines[served.bridge] = self._make_line()
+        return line
 
     def _finished(self, call: Call, answer: Answer, event: FinishEvent) -> None:
         """Counts and logs the end of a request, also of one whose caller is gone."""
@@ -147,7 +196,7 @@ class GenerateService:
             reason,
             prompt_tokens=event.prompt_tokens,
             generated_tokens=event.completion_tokens,
-            queue_s=event.queue_ms / 1e3,
+            queue_s=(answer.line_ms + event.queue_ms) / 1e3,
             prefill_s=event.prefill_ms / 1e3,
             decode_s=event.decode_ms / 1e3,
         )
@@ -159,15 +208,24 @@ class GenerateService:
             prompt_tokens=event.prompt_tokens,
             cached_tokens=event.cached_tokens,
             generated_tokens=event.completion_tokens,
-            queue_ms=round(event.queue_ms, 1),
+            queue_ms=round(answer.line_ms + event.queue_ms, 1),
             prefill_ms=round(event.prefill_ms, 1),
             decode_ms=round(event.decode_ms, 1),
         )
 
 
-def _engine_request(call: Call, ids: list[int], options: Options, model: Any, field: str) -> Request:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that was checked and encoded."""
+
+    ids: list[int]
+    options: Options
+    priority: int
+    accepted_s: float  # time.monotonic()
+
+
+def _engine_request(call: Call, ids: list[int], options: Options, model: Any) -> Request:
     """The engine's request; max_tokens is cut to the room that the prompt leaves."""
-    require_room(field, len(ids), model.context_tokens)
     room = model.context_tokens - len(ids)
     return Request(
         id=new_request_id(),  # the call's own id may be a caller's choice, and not unique
@@ -183,6 +241,8 @@ def _engine_request(call: Call, ids: list[int], options: Options, model: Any, fi
 def _wrap(kind: Any, event: AnswerEvent) -> Any:
     if isinstance(event, pb.Started):
         return kind(started=event)
+    if isinstance(event, pb.Queued):
+        return kind(queued=event)
     return kind(delta=event) if isinstance(event, pb.Delta) else kind(done=event)
 
 
@@ -192,6 +252,8 @@ async def _gather(events: AsyncIterator[AnswerEvent], response: Any) -> None:
     async for event in events:
         if isinstance(event, pb.Started):
             response.started.CopyFrom(event)
+        elif isinstance(event, pb.Queued):
+            continue  # nobody watches
         elif isinstance(event, pb.Delta):
             texts.append(event.text)
             response.answer.logprobs.extend(event.logprobs)

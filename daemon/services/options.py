@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.access.line import MAX_PRIORITY, MIN_PRIORITY
 from daemon.errors import ApiError
 from quantd.v1 import generate_pb2 as pb
 from runtime.sampling import SamplingParams
@@ -53,6 +54,17 @@ def read_options(options: pb.GenerationOptions, *, n_vocab: int, context_tokens:
         ignore_eos=options.ignore_eos,
         sampling=_read_sampling(options.sampling, top_logprobs, n_vocab),
     )
+
+
+def read_priority(options: pb.GenerationOptions, highest: int) -> int:
+    """The priority of a request of a key whose own is `highest`; ApiError INVALID_ARGUMENT for one that is no priority."""
+    if not options.HasField("priority"):
+        return highest
+    if not MIN_PRIORITY <= options.priority <= MAX_PRIORITY:
+        raise invalid(
+            "options.priority", f"must be {MIN_PRIORITY} to {MAX_PRIORITY}, not {options.priority}"
+        )
+    return min(highest, options.priority)
 
 
 def _read_stops(stops: Any) -> tuple[str, ...]:

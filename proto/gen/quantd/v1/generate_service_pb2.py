@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from quantd.v1 import generate_pb2 as quantd_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n quantd/v1/generate_service.proto\x12\tquantd.v1\x1a\x18quantd/v1/generate.proto\"\x86\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.StartedH\x00\x12!\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.quantd.v1.DeltaH\x00\x12\x1f\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.DoneH\x00\x42\x07\n\x05\x65vent\"C\n\x14GenerateUnaryRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.quantd.v1.GenerateRequest\"}\n\x15GenerateUnaryResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.Started\x12 \n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x10.quantd.v1.Delta\x12\x1d\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.Done\"\x82\x01\n\x0c\x43hatResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.StartedH\x00\x12!\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.quantd.v1.DeltaH\x00\x12\x1f\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.DoneH\x00\x42\x07\n\x05\x65vent\";\n\x10\x43hatUnaryRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.quantd.v1.ChatRequest\"y\n\x11\x43hatUnaryResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.Started\x12 \n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x10.quantd.v1.Delta\x12\x1d\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.Done2\xaf\x02\n\x0fGenerateService\x12\x45\n\x08Generate\x12\x1a.quantd.v1.GenerateRequest\x1a\x1b.quantd.v1.GenerateResponse0\x01\x12R\n\rGenerateUnary\x12\x1f.quantd.v1.GenerateUnaryRequest\x1a .quantd.v1.GenerateUnaryResponse\x12\x39\n\x04\x43hat\x12\x16.quantd.v1.ChatRequest\x1a\x17.quantd.v1.ChatResponse0\x01\x12\x46\n\tChatUnary\x12\x1b.quantd.v1.ChatUnaryRequest\x1a\x1c.quantd.v1.ChatUnaryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n quantd/v1/generate_service.proto\x12\tquantd.v1\x1a\x18quantd/v1/generate.proto\"\xab\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.StartedH\x00\x12!\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.quantd.v1.DeltaH\x00\x12\x1f\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.DoneH\x00\x12#\n\x06queued\x18< \x01(\x0b\x32\x11.quantd.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"C\n\x14GenerateUnaryRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.quantd.v1.GenerateRequest\"}\n\x15GenerateUnaryResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.Started\x12 \n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x10.quantd.v1.Delta\x12\x1d\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.Done\"\xa7\x01\n\x0c\x43hatResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.StartedH\x00\x12!\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.quantd.v1.DeltaH\x00\x12\x1f\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.DoneH\x00\x12#\n\x06queued\x18< \x01(\x0b\x32\x11.quantd.v1.QueuedH\x00\x42\x07\n\x05\x65vent\";\n\x10\x43hatUnaryRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.quantd.v1.ChatRequest\"y\n\x11\x43hatUnaryResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.quantd.v1.Started\x12 \n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x10.quantd.v1.Delta\x12\x1d\n\x04\x64one\x18\x03 \x01(\x0b\x32\x0f.quantd.v1.Done2\xaf\x02\n\x0fGenerateService\x12\x45\n\x08Generate\x12\x1a.quantd.v1.GenerateRequest\x1a\x1b.quantd.v1.GenerateResponse0\x01\x12R\n\rGenerateUnary\x12\x1f.quantd.v1.GenerateUnaryRequest\x1a .quantd.v1.GenerateUnaryResponse\x12\x39\n\x04\x43hat\x12\x16.quantd.v1.ChatRequest\x1a\x17.quantd.v1.ChatResponse0\x01\x12\x46\n\tChatUnary\x12\x1b.quantd.v1.ChatUnaryRequest\x1a\x1c.quantd.v1.ChatUnaryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quantd.v1.generate_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATERESPONSE']._serialized_start=74
-  _globals['_GENERATERESPONSE']._serialized_end=208
-  _globals['_GENERATEUNARYREQUEST']._serialized_start=210
-  _globals['_GENERATEUNARYREQUEST']._serialized_end=277
-  _globals['_GENERATEUNARYRESPONSE']._serialized_start=279
-  _globals['_GENERATEUNARYRESPONSE']._serialized_end=404
-  _globals['_CHATRESPONSE']._serialized_start=407
-  _globals['_CHATRESPONSE']._serialized_end=537
-  _globals['_CHATUNARYREQUEST']._serialized_start=539
-  _globals['_CHATUNARYREQUEST']._serialized_end=598
-  _globals['_CHATUNARYRESPONSE']._serialized_start=600
-  _globals['_CHATUNARYRESPONSE']._serialized_end=721
-  _globals['_GENERATESERVICE']._serialized_start=724
-  _globals['_GENERATESERVICE']._serialized_end=1027
+  _globals['_GENERATERESPONSE']._serialized_end=245
+  _globals['_GENERATEUNARYREQUEST']._serialized_start=247
+  _globals['_GENERATEUNARYREQUEST']._serialized_end=314
+  _globals['_GENERATEUNARYRESPONSE']._serialized_start=316
+  _globals['_GENERATEUNARYRESPONSE']._serialized_end=441
+  _globals['_CHATRESPONSE']._serialized_start=444
+  _globals['_CHATRESPONSE']._serialized_end=611
+  _globals['_CHATUNARYREQUEST']._serialized_start=613
+  _globals['_CHATUNARYREQUEST']._serialized_end=672
+  _globals['_CHATUNARYRESPONSE']._serialized_start=674
+  _globals['_CHATUNARYRESPONSE']._serialized_end=795
+  _globals['_GENERATESERVICE']._serialized_start=798
+  _globals['_GENERATESERVICE']._serialized_end=1101
 # @@protoc_insertion_point(module_scope)

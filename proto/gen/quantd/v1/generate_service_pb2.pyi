@@ -19,13 +19,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """One event of a Generate stream: Started first, then Deltas, then Done. A failure is the call's status."""
+    """One event of a Generate stream: Started first, then Queued if asked for, then Deltas, then Done. A failure is the call's status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STARTED_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> _generate_pb2.Started:
         """The request was accepted."""
@@ -38,18 +39,23 @@ class GenerateResponse(_message.Message):
     def done(self) -> _generate_pb2.Done:
         """The answer is complete."""
 
+    @_builtins.property
+    def queued(self) -> _generate_pb2.Queued:
+        """The request waits for a session."""
+
     def __init__(
         self,
         *,
         started: _generate_pb2.Started | None = ...,
         delta: _generate_pb2.Delta | None = ...,
         done: _generate_pb2.Done | None = ...,
+        queued: _generate_pb2.Queued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "done", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -117,13 +123,14 @@ Global___GenerateUnaryResponse: _TypeAlias = GenerateUnaryResponse  # noqa: Y015
 
 @_typing.final
 class ChatResponse(_message.Message):
-    """One event of a Chat stream: Started first, then Deltas, then Done. A failure is the call's status."""
+    """One event of a Chat stream: Started first, then Queued if asked for, then Deltas, then Done. A failure is the call's status."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STARTED_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> _generate_pb2.Started:
         """The request was accepted."""
@@ -136,18 +143,23 @@ class ChatResponse(_message.Message):
     def done(self) -> _generate_pb2.Done:
         """The answer is complete."""
 
+    @_builtins.property
+    def queued(self) -> _generate_pb2.Queued:
+        """The request waits for a session."""
+
     def __init__(
         self,
         *,
         started: _generate_pb2.Started | None = ...,
         delta: _generate_pb2.Delta | None = ...,
         done: _generate_pb2.Done | None = ...,
+        queued: _generate_pb2.Queued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "done", b"done", "event", b"event", "queued", b"queued", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "done"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "done", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
