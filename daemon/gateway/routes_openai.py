@@ -108,6 +108,8 @@ async def _whole(source: EventSource, shape: Shape) -> dict[str, Any]:
     async for event in source:
         if isinstance(event, pb.Started):
             shape.start(event)
+        elif isinstance(event, pb.Queued):
+            continue
         elif isinstance(event, pb.Delta):
             deltas.append(event)
         else:

@@ -70,16 +70,16 @@ async def frames(
     writer = _Writer(shape, with_usage=with_usage)
     try:
         for event in head:
-            for chunk in writer.write(event):
-                yield frame(chunk)
+            for part in writer.frames(event):
+                yield part
         if waiting is not None:
             # shield: when this stream is cancelled, the task is cancelled below, not in the middle of a hand-over
             event_or_end = await asyncio.shield(waiting)
-            for chunk in writer.write(event_or_end) if event_or_end is not None else ():
-                yield frame(chunk)
+            for part in writer.frames(event_or_end) if event_or_end is not None else ():
+                yield part
         async for event in source:
-            for chunk in writer.write(event):
-                yield frame(chunk)
+            for part in writer.frames(event):
+                yield part
         if not writer.finished:
             raise ApiError("INTERNAL", "The answer broke off.")
         yield DONE
@@ -100,7 +100,13 @@ class _Writer:
         self._with_usage = with_usage
         self._logprobs: list[pb.TokenLogprob] = []  # of tokens whose text is held back
 
-    def write(self, event: Event) -> list[dict[str, Any]]:
+    def frames(self, event: Event) -> list[bytes]:
+        """One event as it is sent.  A place in the line is a comment: clients that do not know it never see it."""
+        if isinstance(event, pb.Queued):
+            return [b": queue position %d\n\n" % event.position]
+        return [frame(chunk) for chunk in self._write(event)]
+
+    def _write(self, event: pb.Started | pb.Delta | pb.Done) -> list[dict[str, Any]]:
         """The chunks of one event."""
         if isinstance(event, pb.Started):
             self._shape.start(event)

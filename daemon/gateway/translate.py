@@ -64,7 +64,10 @@ def _options(request: GenerationRequest) -> pb.GenerationOptions:
     for key, bias in _logit_bias(request.logit_bias or {}).items():
         sampling.logit_bias[key] = bias
     return pb.GenerationOptions(
-        sampling=sampling, stop=_stops(request.stop), ignore_eos=bool(request.ignore_eos)
+        sampling=sampling,
+        stop=_stops(request.stop),
+        ignore_eos=bool(request.ignore_eos),
+        report_queue_position=bool(request.stream),
     )
 
 

@@ -179,7 +179,7 @@ class ModelHost:
         return Snapshot(
             model_name=served.name,
             requests_running=stats.running,
-            requests_waiting=stats.waiting,
+            requests_waiting=stats.waiting + self._num_preparing,
             pages_total=stats.pages_total,
             pages_used=stats.pages_used,
             pages_reserved=stats.pages_reserved,

@@ -61,9 +61,7 @@ def read_priority(options: pb.GenerationOptions, highest: int) -> int:
     if not options.HasField("priority"):
         return highest
     if not MIN_PRIORITY <= options.priority <= MAX_PRIORITY:
-        raise invalid(
-            "options.priority", f"must be {MIN_PRIORITY} to {MAX_PRIORITY}, not {options.priority}"
-        )
+        raise invalid("options.priority", f"must be {MIN_PRIORITY} to {MAX_PRIORITY}, not {options.priority}")
     return min(highest, options.priority)
 
 

@@ -54,7 +54,8 @@ async def test_a_stream_is_started_deltas_done(world):
     assert text_of(events) == "hello"
     assert done.finish_reason == pb.FINISH_REASON_STOP
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (2, 6)
-    assert (done.timings.queue_ms, done.timings.prefill_ms, done.timings.decode_ms) == (1, 2, 3)
+    assert (done.timings.prefill_ms, done.timings.decode_ms) == (2, 3)
+    assert 1 <= done.timings.queue_ms < 500, "that of the engine, and the time in the line before it"
     assert [list(event.delta.token_ids) for event in events[1:-1]] == [[byte] for byte in b"hello"]
 
 
@@ -432,3 +433,32 @@ async def test_bad_request_details_name_the_field(world):
     bad = error_details_pb2.BadRequest()
     assert any(detail.Unpack(bad) for detail in status.details if detail.Is(bad.DESCRIPTOR))
     assert bad.field_violations[0].field == "text"
+
+
+async def test_places_in_the_line_are_told_and_priorities_count(world):
+    world.engine.prefill_s = 0.2
+    request = pb.GenerateRequest(text="hi")
+    running = [asyncio.ensure_future(collect(world.generate.Generate(request))) for _ in range(2)]
+    await until(lambda: len(world.engine.requests) == 2)
+    low = pb.GenerateRequest(
+        text="low", options=pb.GenerationOptions(report_queue_position=True, priority=-1)
+    )
+    high = pb.GenerateRequest(text="high", options=pb.GenerationOptions(report_queue_position=True))
+    first = asyncio.ensure_future(collect(world.generate.Generate(low)))
+    await until(lambda: world.host.snapshot().requests_waiting == 1)
+    second = asyncio.ensure_future(collect(world.generate.Generate(high)))
+    places = {}
+    for name, call in (("low", first), ("high", second)):
+        places[name] = [event.queued.position for event in await call if event.HasField("queued")]
+    await asyncio.gather(*running)
+    assert places["high"] == [1]
+    assert places["low"][:2] == [1, 2]
+    prompts = [len(sent.prompt_ids) for sent in world.engine.requests]
+    assert prompts == [2, 2, 4, 3], "the urgent one first"
+
+
+async def test_a_priority_that_is_none_is_refused(world):
+    request = pb.GenerateRequest(text="hi", options=pb.GenerationOptions(priority=11))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(world.generate.Generate(request))
+    assert from_rpc_error(caught.value).field == "options.priority"
