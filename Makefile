@@ -9,6 +9,13 @@ GRPC   ?= 127.0.0.1:50051
 BENCH  ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# What builds the native core, in the environment itself: a build environment made anew each time would compile everything
+# each time.  CMake and Ninja come from there too where the system has none.
+BUILD_TOOLS = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $(VENV)/.build \
+  && $(BIN)/pip install --quiet -r $(VENV)/.build \
+  && { command -v cmake > /dev/null || $(BIN)/pip install --quiet 'cmake>=3.25'; } \
+  && { command -v ninja > /dev/null || $(BIN)/pip install --quiet ninja; }
+
 NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 
@@ -27,12 +34,13 @@ $(VENV)/bin/python:
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml $(NATIVE)
 	@command -v c++ > /dev/null || { echo "no C++ compiler: on Debian, apt install g++ make"; exit 1; }
 	@echo "setting up $(VENV): dependencies and the native core (1 to 3 minutes the first time)"
-	$(BIN)/pip install --quiet --editable '.[client]'
+	@$(BUILD_TOOLS)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[client]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	@echo "setting up $(VENV): development tools"
-	$(BIN)/pip install --quiet --editable '.[client,dev]'
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[client,dev]'
 	@touch $@
 
 run: $(VENV)/.run ## set up, quantize the demo model, serve it, ask it one question, keep serving
@@ -72,7 +80,7 @@ native: ## build runtime/_native in place, for work on the native core without a
 	cmake --build build/native --parallel 2 && cmake --install build/native > /dev/null
 
 bench: $(VENV)/.dev ## measure against llama.cpp, interleaved (see ops/bench/README.md)
-	$(BIN)/pip install --quiet --editable ".[client,dev,bench]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[client,dev,bench]"
 	$(BIN)/python ops/bench/run.py $(BENCH)
 
 clean: ## remove everything that was built
