@@ -132,8 +132,11 @@ def quantize_rows(
     out: NDArray[np.uint8],
     n_threads: int,
     level: str | None = None,
+    importance: Floats | None = None,
 ) -> tuple[int, int, float] | None:
     """Encode rows of F32, F16 or BF16 into blocks of another type, on n_threads cores, without the GIL.
+
+    importance (n_cols): mean square of the input that each column meets, finite and not negative; only ratios count.
 
     source and out are contiguous 1-D arrays of exactly the bytes of (n_rows, n_cols).  The same bytes come out for
     every thread count and CPU level.  Gives (row, column, value) of the first element that is not finite or beyond

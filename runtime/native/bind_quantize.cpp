@@ -18,6 +18,7 @@ namespace {
 
 using SourceBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using OutBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Importance = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Fault = std::tuple<int64_t, int64_t, float>;
 
 constexpr int64_t kMaxDimension = int64_t{1} << 40;
@@ -40,7 +41,8 @@ void check_size(const char* what, size_t size, const TypeTraits& traits, int64_t
 
 std::optional<Fault> quantize_rows_checked(const SourceBytes& source, uint32_t source_type, int64_t n_rows,
                                            int64_t n_cols, uint32_t target_type, const OutBytes& out,
-                                           int n_threads, const std::optional<std::string>& level) {
+                                           int n_threads, const std::optional<std::string>& level,
+                                           const std::optional<Importance>& importance) {
     if (n_rows < 0 || n_cols < 1 || n_rows > kMaxDimension || n_cols > kMaxDimension) {
         throw std::invalid_argument("n_rows must be at least 0 and n_cols at least 1");
     }
@@ -51,9 +53,14 @@ std::optional<Fault> quantize_rows_checked(const SourceBytes& source, uint32_t s
         throw std::invalid_argument("unknown tensor type");
     check_size("source", source.size(), from, n_rows, n_cols);
     check_size("out", out.size(), to, n_rows, n_cols);
-    const QuantizeRows job{source.data(), static_cast<Type>(source_type),  n_rows,
-                           n_cols,        static_cast<Type>(target_type),  out.data(),
-                           n_threads,     level ? level->c_str() : nullptr};
+    if (importance && static_cast<int64_t>(importance->size()) != n_cols) {
+        throw std::invalid_argument("importance has " + std::to_string(importance->size()) +
+                                    " elements, expected " + std::to_string(n_cols));
+    }
+    const QuantizeRows job{
+        source.data(), static_cast<Type>(source_type),   n_rows,
+        n_cols,        static_cast<Type>(target_type),   out.data(),
+        n_threads,     level ? level->c_str() : nullptr, importance ? importance->data() : nullptr};
     QuantizeFault fault;
     {
         nb::gil_scoped_release unlocked;
@@ -68,9 +75,10 @@ std::optional<Fault> quantize_rows_checked(const SourceBytes& source, uint32_t s
 void init_quantize(nb::module_& m) {
     m.def("quantize_rows", &quantize_rows_checked, nb::arg("source").noconvert(), nb::arg("source_type"),
           nb::arg("n_rows"), nb::arg("n_cols"), nb::arg("target_type"), nb::arg("out").noconvert(),
-          nb::arg("n_threads"), nb::arg("level") = nb::none(),
+          nb::arg("n_threads"), nb::arg("level") = nb::none(), nb::arg("importance").noconvert() = nb::none(),
           "Encode rows of F32, F16 or BF16 into blocks of another type, on n_threads cores, without the "
           "GIL.\n\n"
+          "importance (n_cols) float32: mean square of each column's input; None: unknown.\n"
           "source and out are uint8 arrays of exactly the tensor's bytes.  Gives None, or (row, column, "
           "value) of\n"
           "the first element that is not finite or beyond the type's range; out is then unspecified.");

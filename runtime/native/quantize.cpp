@@ -22,17 +22,31 @@ namespace encode {
 
 float max_abs(Type type) {
     switch (type) {
+        case Type::F32:
+            return std::numeric_limits<float>::max();
+        case Type::BF16:
+            return 0x1.fep127f;  // its own largest: nothing rounds up to infinity
         case Type::Q8_0:
             return 65504.0f * 127.0f;
+        case Type::Q4_0:
+            return 65504.0f * 5.0f;  // the search may take a scale of max / 5.8 and a little more
         case Type::Q5_0:
-            return 65504.0f * 11.0f;  // the search may take a scale of max / 12.4 and a little more
+            return 65504.0f * 11.0f;  // max / 12.4
+        case Type::IQ4_NL:
+            return 65504.0f * 95.0f;  // max / 103
+        case Type::Q2_K:
+            return 65504.0f * 10.0f;  // dmin * 15 holds the minimum, d * 15 the range over 1.8
+        case Type::Q3_K:
+            return 65504.0f * 80.0f;  // d * 32 holds max / 2.8
         case Type::Q6_K:
-            return 1e8f;  // 65504 * 128 * 28 less room for the search, and x^2 stays a float
+        case Type::IQ4_XS:
+        case Type::MXFP4:
+            return 1e8f;  // less than d holds: x^2 times a weight stays a float
         case Type::Q4_K:
         case Type::Q5_K:
             return 65504.0f * 60.0f;  // dmin * 63 holds the minimum
         default:
-            return 65504.0f;  // F16 itself; the minimum of Q5_1 is stored as it is
+            return 65504.0f;  // F16 itself; the minimum of Q4_1 and Q5_1 is stored as it is
     }
 }
 
@@ -67,7 +81,43 @@ class DefaultFloatMode {
 #endif
 };
 
-void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders, std::atomic<int64_t>& next_task,
+// The largest ratio of importances that the search works with; beyond it a column counts as unused.
+constexpr float kLeastImportance = 1e-6f;
+
+// importance (n_cols) over its mean, none of it zero; empty where nothing is known or all are zero.
+std::vector<float> relative_importance(const float* importance, int64_t n_cols) {
+    std::vector<float> relative;
+    if (importance == nullptr) return relative;
+    double sum = 0;
+    for (int64_t i = 0; i < n_cols; ++i) {
+        if (!(importance[i] >= 0.0f && std::isfinite(importance[i]))) {
+            throw std::invalid_argument("importance must be finite and not negative");
+        }
+        sum += static_cast<double>(importance[i]);
+    }
+    if (sum == 0) return relative;
+    const double mean = sum / static_cast<double>(n_cols);
+    relative.resize(static_cast<size_t>(n_cols));
+    for (int64_t i = 0; i < n_cols; ++i) {
+        relative[static_cast<size_t>(i)] =
+            std::max(static_cast<float>(static_cast<double>(importance[i]) / mean), kLeastImportance);
+    }
+    return relative;
+}
+
+// Elements [begin, begin + n) of the importances of all rows, one row after the other.
+void tile_importance(const std::vector<float>& importance, int64_t begin, int64_t n, float* out) {
+    const auto n_cols = static_cast<int64_t>(importance.size());
+    for (int64_t column = begin % n_cols; n > 0; column = 0) {
+        const int64_t run = std::min(n, n_cols - column);
+        std::memcpy(out, importance.data() + column, static_cast<size_t>(run) * sizeof(float));
+        out += run;
+        n -= run;
+    }
+}
+
+void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders,
+               const std::vector<float>& importance, std::atomic<int64_t>& next_task,
                std::atomic<int64_t>& first_fault) {
     const DefaultFloatMode float_mode;
     const TypeTraits& source = type_traits(job.source_type);
@@ -77,6 +127,7 @@ void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders, std::a
     const float max_abs = encode::max_abs(job.target_type);
     const int64_t total = job.n_rows * job.n_cols;
     alignas(64) float x[kTaskElements];
+    alignas(64) float weights[kTaskElements];
     while (first_fault.load(std::memory_order_relaxed) == total) {
         const int64_t begin = next_task.fetch_add(1) * kTaskElements;
         if (begin >= total) return;
@@ -92,7 +143,9 @@ void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders, std::a
             }
             return;
         }
-        encode(x, job.out + begin / target.block_elements * target.block_bytes, n / target.block_elements);
+        if (!importance.empty()) tile_importance(importance, begin, n, weights);
+        encode(x, importance.empty() ? nullptr : weights,
+               job.out + begin / target.block_elements * target.block_bytes, n / target.block_elements);
     }
 }
 
@@ -108,6 +161,7 @@ QuantizeFault quantize_rows(const QuantizeRows& job) {
     if (target_id >= kMaxTypes || encoders.encode[target_id] == nullptr) {
         throw std::invalid_argument(std::string("no encoder for type ") + type_traits(target_id).name);
     }
+    const std::vector<float> importance = relative_importance(job.importance, job.n_cols);
     const int64_t total = job.n_rows * job.n_cols;
     // Tasks are handed out in order and every one that was handed out is finished, so the smallest fault is
     // exact.
@@ -119,9 +173,9 @@ QuantizeFault quantize_rows(const QuantizeRows& job) {
         std::vector<std::jthread> helpers;
         helpers.reserve(static_cast<size_t>(n_threads - 1));
         for (int i = 1; i < n_threads; ++i) {
-            helpers.emplace_back([&] { run_tasks(job, encoders, next_task, first_fault); });
+            helpers.emplace_back([&] { run_tasks(job, encoders, importance, next_task, first_fault); });
         }
-        run_tasks(job, encoders, next_task, first_fault);
+        run_tasks(job, encoders, importance, next_task, first_fault);
     }
     QuantizeFault fault;
     if (const int64_t element = first_fault.load(); element < total) {

@@ -17,6 +17,9 @@ struct QuantizeRows {
     uint8_t* out;       // (n_rows, n_cols) in the target's blocks, without gaps
     int n_threads;      // >= 1
     const char* level;  // nullptr: QUANTD_CPU_LEVEL, else the best of this CPU
+    // (n_cols) mean square of the input that each column meets, finite and not negative; nullptr: nothing is
+    // known. Only ratios count.
+    const float* importance = nullptr;
 };
 
 // The first element that cannot be quantized; row < 0: none.
@@ -27,7 +30,7 @@ struct QuantizeFault {
 };
 
 // The same bytes for every thread count and level.  On a fault the contents of `out` are unspecified.
-// Throws std::invalid_argument for types without a loader or encoder and for an unknown level.
+// Throws std::invalid_argument for types without a loader or encoder, an unknown level and a bad importance.
 QuantizeFault quantize_rows(const QuantizeRows& job);
 
 }  // namespace quantd

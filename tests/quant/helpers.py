@@ -18,7 +18,14 @@ def row_bytes(type_id: int, n_cols: int) -> int:
     return n_cols // elements * size
 
 
-def encode(x: np.ndarray, type_id: int, *, level: str | None = None, threads: int = 2) -> np.ndarray:
+def encode(
+    x: np.ndarray,
+    type_id: int,
+    *,
+    level: str | None = None,
+    threads: int = 2,
+    importance: np.ndarray | None = None,
+) -> np.ndarray:
     """(n_rows, n_cols) float32 or float16 -> (n_rows, row bytes)."""
     x = np.ascontiguousarray(x)
     out = np.empty(x.shape[0] * row_bytes(type_id, x.shape[1]), np.uint8)
@@ -30,6 +37,7 @@ def encode(x: np.ndarray, type_id: int, *, level: str | None = None, threads: in
         out,
         threads,
         level,
+        importance,
     )
     assert fault is None, fault
     return out.reshape(x.shape[0], -1)

@@ -1,19 +1,5 @@
-// Types with blocks of 32 and scales of their own: Q8_0, Q5_0, Q5_1; and F16.  Included by level.h only.
-
-// Calls body(x of sixteen blocks, number of real blocks, first block); the last tile is filled up with zeros.
-template <typename Body>
-QUANTD_INLINE void each_sixteen_blocks(const float* x, int64_t n_blocks, Body&& body) {
-    for (int64_t first = 0; first < n_blocks; first += kLanes) {
-        const int64_t left = n_blocks - first;
-        if (left >= kLanes) {
-            body(x + first * 32, kLanes, first);
-        } else {
-            float padded[kLanes * 32] = {};
-            __builtin_memcpy(padded, x + first * 32, sizeof(float) * 32 * left);
-            body(padded, static_cast<int>(left), first);
-        }
-    }
-}
+// Types with blocks of 32 and a step and minimum of their own: Q4_1, Q5_1; those without a search: Q8_0, F16,
+// BF16; and MXFP4.  Included by level.h only.
 
 // Ties away from zero, as the C library's roundf; |a| < 2^21.
 QUANTD_INLINE Lanes nearest_away(const Lanes& a) {
@@ -44,9 +30,10 @@ QUANTD_INLINE float q8_error(const float* x, float inverse, float decoded_step) 
     return error;
 }
 
-// d = max|x| / 127 and q by the unrounded d, the bytes of every GGUF writer; where f16 holds d only as a
-// subnormal, q may follow the stored d instead, if that is closer.
-void encode_q8_0(const float* x, uint8_t* out, int64_t n_blocks) {
+// Importance says nothing here: all levels lie equally close.  d = max|x| / 127 and q by the unrounded d, the
+// bytes of every GGUF writer; where f16 holds d only as a subnormal, q may follow the stored d instead, if
+// that is closer.
+void encode_q8_0(const float* x, const float*, uint8_t* out, int64_t n_blocks) {
     for (int64_t block = 0; block < n_blocks; ++block, x += 32, out += sizeof(BlockQ8_0)) {
         const Lanes first = load_lanes(x), second = load_lanes(x + kLanes);
         const Lanes magnitudes = larger(absolute(first), absolute(second));
@@ -81,109 +68,36 @@ void encode_q8_0(const float* x, uint8_t* out, int64_t n_blocks) {
     }
 }
 
-// q in [0, 31] of 32 weights: bit j of qh is bit 4 of weight j, then 16 bytes of nibbles.  Block: Q5_0 or
-// Q5_1.
-template <typename Block>
-QUANTD_INLINE void pack_five_bits(const uint8_t* q, Block& block) {
-    uint32_t high = 0;
-    for (int i = 0; i < 32; ++i) high |= static_cast<uint32_t>(q[i] >> 4) << i;
-    block.qh = high;
-    for (int i = 0; i < 16; ++i) block.qs[i] = static_cast<uint8_t>((q[i] & 15) | ((q[i + 16] & 15) << 4));
-}
-
 QUANTD_INLINE Lanes through_f16(const Lanes& a) {
     Lanes r;
     for (int lane = 0; lane < kLanes; ++lane) set(r, lane, from_f16(to_f16(get(a, lane))));
     return r;
 }
 
-// Nearest f16, subnormals away from zero (see scale_to_f16).
-QUANTD_INLINE Lanes step_through_f16(const Lanes& a) {
-    Lanes r;
-    for (int lane = 0; lane < kLanes; ++lane) {
-        const float value = get(a, lane), magnitude = from_f16(scale_to_f16(__builtin_fabsf(value)));
-        set(r, lane, value < 0.0f ? -magnitude : magnitude);
-    }
-    return r;
+struct AsQ4_1 {
+    using Block = BlockQ4_1;
+    static constexpr int kMaxQ = 15;
+};
+struct AsQ5_1 {
+    using Block = BlockQ5_1;
+    static constexpr int kMaxQ = 31;
+};
+
+QUANTD_INLINE void pack_block(const uint8_t* q, BlockQ4_1& block) { pack_nibbles(q, block.qs); }
+QUANTD_INLINE void pack_block(const uint8_t* q, BlockQ5_1& block) {
+    block.qh = fifth_bits(q);
+    pack_nibbles(q, block.qs);
 }
 
-QUANTD_INLINE Lanes q5_0_levels(const Lanes& x, const Lanes& inverse) {
-    return smaller(larger(nearest(x * inverse), all(-16.0f)), all(15.0f));
-}
-
-// A candidate step for Q5_0, by exact error.
-QUANTD_INLINE void try_step(const Sub32& sub, const Lanes& step, Lanes& best_step, Lanes& best_error) {
-    const Lanes inverse = inverse_of_signed(step);
-    Lanes error = all(0.0f);
-    for (int i = 0; i < 32; ++i) {
-        const Lanes difference = step * q5_0_levels(sub.x[i], inverse) - sub.x[i];
-        error = error + sub.weight[i] * difference * difference;
-    }
-    const Mask better = error < best_error;
-    best_step = select(better, step, best_step);
-    best_error = select(better, error, best_error);
-}
-
-// The least-squares step of each lane over a grid around -16 / extreme; 0 where there is none.
-QUANTD_INLINE Lanes search_q5_0(const Sub32& sub, const Lanes& extreme) {
-    const Lanes zero = all(0.0f);
-    Lanes best_step = zero, best_gain = zero;
-    for (int step = 0; step < kSymmetricSteps; ++step) {
-        const float numerator = -(16.0f + (kSymmetricFirst + kGridStep * static_cast<float>(step)));
-        const Lanes inverse = all(numerator) / extreme;
-        Lanes sum_qx = zero, sum_qq = zero;
-        for (int i = 0; i < 32; ++i) {
-            const Lanes q = q5_0_levels(sub.x[i], inverse);
-            const Lanes wq = sub.weight[i] * q;
-            sum_qx = sum_qx + wq * sub.x[i];
-            sum_qq = sum_qq + wq * q;
-        }
-        const Mask some = zero < sum_qq;
-        const Lanes scale = sum_qx / select(some, sum_qq, all(1.0f));
-        const Mask better = (best_gain < scale * sum_qx) & some;
-        best_step = select(better, scale, best_step);
-        best_gain = select(better, scale * sum_qx, best_gain);
-    }
-    return best_step;
-}
-
-// d * (q - 16).
-void encode_q5_0(const float* x, uint8_t* out, int64_t n_blocks) {
-    each_sixteen_blocks(x, n_blocks, [&](const float* tile, int in_tile, int64_t first) QUANTD_LAMBDA_INLINE {
-        Sub32 sub;
-        transpose<32>(tile, sub.x);
-        prepare(sub);
-        const Mask negative_end = all(0.0f) - sub.low < sub.high;  // true: the high end is the extreme
-        const Lanes end = select(negative_end, sub.high, sub.low);
-        const Mask alive = all(kTiny) < absolute(end);
-        const Lanes extreme = select(alive, end, all(1.0f));
-        Lanes step = all(0.0f), error = all(3.0e38f);
-        try_step(sub, step_through_f16(extreme / all(-16.0f)), step, error);
-        try_step(sub, step_through_f16(search_q5_0(sub, extreme)), step, error);
-        step = select(alive, step, all(0.0f));
-        const Lanes inverse = inverse_of_signed(step);
-        uint8_t q[kLanes][32];
-        for (int i = 0; i < 32; ++i) {
-            const Lanes level = q5_0_levels(sub.x[i], inverse) + all(16.0f);
-            for (int lane = 0; lane < kLanes; ++lane) q[lane][i] = static_cast<uint8_t>(get(level, lane));
-        }
-        for (int lane = 0; lane < in_tile; ++lane) {
-            BlockQ5_0 block;
-            block.d = to_f16(get(step, lane));
-            pack_five_bits(q[lane], block);
-            __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
-        }
-    });
-}
-
-// A candidate step and minimum for Q5_1, both already f16 values, by exact error.
-QUANTD_INLINE void try_step_and_minimum(const Sub32& sub, const Lanes& step, const Lanes& minimum,
+// A candidate step and minimum, both already f16 values, by exact error.
+template <int kMaxQ>
+QUANTD_INLINE void try_step_and_minimum(const Sub<32>& sub, const Lanes& step, const Lanes& minimum,
                                         Fit& best) {
     const Lanes inverse = inverse_or_zero(step);
     Lanes error = all(0.0f);
     for (int i = 0; i < 32; ++i) {
         const Lanes shifted = sub.x[i] - minimum;
-        const Lanes difference = step * nearest_q<31>(shifted, inverse) - shifted;
+        const Lanes difference = step * nearest_q<kMaxQ>(shifted, inverse) - shifted;
         error = error + sub.weight[i] * difference * difference;
     }
     const Mask better = error < best.error;
@@ -193,32 +107,107 @@ QUANTD_INLINE void try_step_and_minimum(const Sub32& sub, const Lanes& step, con
 }
 
 // d * q + m.
-void encode_q5_1(const float* x, uint8_t* out, int64_t n_blocks) {
-    each_sixteen_blocks(x, n_blocks, [&](const float* tile, int in_tile, int64_t first) QUANTD_LAMBDA_INLINE {
-        Sub32 sub;
-        transpose<32>(tile, sub.x);
-        prepare(sub);
-        const Fit fit = search<31, false>(sub);
-        const Lanes low = through_f16(sub.low);
-        Fit best{all(0.0f), low, all(3.0e38f)};
-        try_step_and_minimum(sub, step_through_f16((sub.high - sub.low) / all(31.0f)), low, best);
-        try_step_and_minimum(sub, step_through_f16(fit.scale), through_f16(fit.minimum), best);
-        const Lanes inverse = inverse_or_zero(best.scale);
-        uint8_t q[kLanes][32];
-        for (int i = 0; i < 32; ++i) {
-            const Lanes level = nearest_q<31>(sub.x[i] - best.minimum, inverse);
-            for (int lane = 0; lane < kLanes; ++lane) q[lane][i] = static_cast<uint8_t>(get(level, lane));
-        }
-        for (int lane = 0; lane < in_tile; ++lane) {
-            BlockQ5_1 block;
-            block.d = to_f16(get(best.scale, lane));
-            block.m = to_f16(get(best.minimum, lane));
-            pack_five_bits(q[lane], block);
-            __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
-        }
-    });
+template <typename As>
+void encode_step_and_minimum(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
+    each_tile<32>(
+        x, importance, n_blocks,
+        [&](const float* tile, const float* tile_importance, int in_tile,
+            int64_t first) QUANTD_LAMBDA_INLINE {
+            Sub<32> sub;
+            prepare<32, Plain::kRmsPlusMagnitude>(sub, tile, tile_importance);
+            const Fit fit = search<As::kMaxQ, false>(sub);
+            const Lanes low = through_f16(sub.low);
+            Fit best{all(0.0f), low, all(3.0e38f)};
+            try_step_and_minimum<As::kMaxQ>(sub, step_through_f16((sub.high - sub.low) / all(As::kMaxQ)), low,
+                                            best);
+            try_step_and_minimum<As::kMaxQ>(sub, step_through_f16(fit.scale), through_f16(fit.minimum), best);
+            const Lanes inverse = inverse_or_zero(best.scale);
+            Lanes level[32];
+            for (int i = 0; i < 32; ++i) level[i] = nearest_q<As::kMaxQ>(sub.x[i] - best.minimum, inverse);
+            uint8_t q[kLanes * 32];
+            to_bytes<32>(level, q);
+            for (int lane = 0; lane < in_tile; ++lane) {
+                typename As::Block block;
+                block.d = to_f16(get(best.scale, lane));
+                block.m = to_f16(get(best.minimum, lane));
+                pack_block(q + lane * 32, block);
+                __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
+            }
+        });
 }
 
-void encode_f16(const float* x, uint8_t* out, int64_t n_blocks) {
+// 2^exponent, exponent [-126, 127].
+QUANTD_INLINE float power_of_two(int exponent) {
+    return float_of(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
+// 2^(e - 128) * value.  The powers below, at and above the one that fits the largest weight are tried.
+void encode_mxfp4(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
+    each_tile<32>(
+        x, importance, n_blocks,
+        [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
+            QUANTD_LAMBDA_INLINE {
+                Sub<32> sub;
+                prepare<32, Plain::kSquare>(sub, tile, tile_importance);
+                int fitting[kLanes];  // the exponent that llama.cpp takes
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    const float end = get(extreme_of(sub), lane);
+                    const int exponent = static_cast<int>((bits_of(end) >> 23) & 255u) - 127 - 3;
+                    fitting[lane] = exponent < -125 ? -125 : exponent;
+                }
+                Lanes best_step = all(0.0f), best_error = all(3.0e38f), best_exponent = all(0.0f);
+                for (const float neighbour : kNeighbours) {
+                    const int change = static_cast<int>(neighbour);
+                    float steps[kLanes], inverses[kLanes], exponents[kLanes];
+                    for (int lane = 0; lane < kLanes; ++lane) {
+                        const int power = fitting[lane] + change;
+                        steps[lane] = power_of_two(power);
+                        inverses[lane] = power_of_two(-power);
+                        exponents[lane] = static_cast<float>(power);
+                    }
+                    const Lanes step = load_lanes(steps), inverse = load_lanes(inverses);
+                    const Lanes exponent = load_lanes(exponents);
+                    Lanes error = all(0.0f);
+                    for (int i = 0; i < 32; ++i) {
+                        const Lanes magnitude = absolute(sub.x[i]);
+                        const Lanes decoded = step * mxfp4_magnitude(mxfp4_code_of(magnitude * inverse));
+                        const Lanes difference = decoded - magnitude;
+                        error = error + sub.weight[i] * difference * difference;
+                    }
+                    const Mask better = error < best_error;
+                    best_step = select(better, inverse, best_step);
+                    best_exponent = select(better, exponent, best_exponent);
+                    best_error = select(better, error, best_error);
+                }
+                Lanes level[32];  // the magnitude's index, and 8 for negative weights
+                for (int i = 0; i < 32; ++i) {
+                    const Lanes index = to_float(mxfp4_code_of(absolute(sub.x[i]) * best_step));
+                    const Mask negative = (sub.x[i] < all(0.0f)) & (all(0.0f) < index);
+                    level[i] = select(negative, index + all(8.0f), index);
+                }
+                uint8_t q[kLanes * 32];
+                to_bytes<32>(level, q);
+                for (int lane = 0; lane < in_tile; ++lane) {
+                    BlockMXFP4 block;
+                    block.e = static_cast<uint8_t>(static_cast<int>(get(best_exponent, lane)) + 128);
+                    pack_nibbles(q + lane * 32, block.qs);
+                    __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
+                }
+            });
+}
+
+void encode_f16(const float* x, const float*, uint8_t* out, int64_t n_blocks) {
     for (int64_t i = 0; i < n_blocks; ++i) store_u16(out + 2 * i, to_f16(x[i]));
+}
+
+// Nearest, ties to even.
+void encode_bf16(const float* x, const float*, uint8_t* out, int64_t n_blocks) {
+    for (int64_t i = 0; i < n_blocks; ++i) {
+        const uint32_t bits = bits_of(x[i]);
+        store_u16(out + 2 * i, static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16));
+    }
+}
+
+void encode_f32(const float* x, const float*, uint8_t* out, int64_t n_blocks) {
+    __builtin_memcpy(out, x, sizeof(float) * static_cast<uint64_t>(n_blocks));
 }

@@ -12,7 +12,9 @@
 namespace quantd::encode {
 
 // Encodes n_blocks consecutive blocks: x (n_blocks * block_elements) finite floats, |x| <= max_abs(type).
-using EncodeFn = void (*)(const float* x, uint8_t* out, int64_t n_blocks);
+// importance (n_blocks * block_elements): how much the squared error of each weight counts, about 1 on
+// average and in [0, 2^20]; nullptr where nothing is known.
+using EncodeFn = void (*)(const float* x, const float* importance, uint8_t* out, int64_t n_blocks);
 
 struct Encoders {
     const char* level;  // "scalar", "avx2", "avx512vnni"

@@ -6,6 +6,8 @@ constexpr int kPartFloats = QUANTD_ENCODE_VECTOR_FLOATS;  // floats of one nativ
 constexpr int kParts = kLanes / kPartFloats;
 
 #define QUANTD_INLINE inline __attribute__((always_inline))
+// One pass over all elements of sixteen sub-blocks: long enough that a call costs nothing.
+#define QUANTD_PASS __attribute__((noinline))
 
 typedef float Part __attribute__((vector_size(kPartFloats * sizeof(float))));
 typedef int32_t PartBits __attribute__((vector_size(kPartFloats * sizeof(float))));
@@ -15,17 +17,25 @@ typedef int32_t PartBits __attribute__((vector_size(kPartFloats * sizeof(float))
 #if defined(__SSE2__)
 QUANTD_INLINE __m128 part_min(__m128 u, __m128 v) { return _mm_min_ps(u, v); }
 QUANTD_INLINE __m128 part_max(__m128 u, __m128 v) { return _mm_max_ps(u, v); }
+QUANTD_INLINE __m128 part_sqrt(__m128 u) { return _mm_sqrt_ps(u); }
 #if defined(__AVX2__)
 QUANTD_INLINE __m256 part_min(__m256 u, __m256 v) { return _mm256_min_ps(u, v); }
 QUANTD_INLINE __m256 part_max(__m256 u, __m256 v) { return _mm256_max_ps(u, v); }
+QUANTD_INLINE __m256 part_sqrt(__m256 u) { return _mm256_sqrt_ps(u); }
 #endif
 #if defined(__AVX512F__)
 QUANTD_INLINE __m512 part_min(__m512 u, __m512 v) { return _mm512_min_ps(u, v); }
 QUANTD_INLINE __m512 part_max(__m512 u, __m512 v) { return _mm512_max_ps(u, v); }
+QUANTD_INLINE __m512 part_sqrt(__m512 u) { return _mm512_sqrt_ps(u); }
 #endif
 #else
 QUANTD_INLINE Part part_min(const Part& u, const Part& v) { return u < v ? u : v; }
 QUANTD_INLINE Part part_max(const Part& u, const Part& v) { return u > v ? u : v; }
+QUANTD_INLINE Part part_sqrt(const Part& u) {
+    Part r;
+    for (int i = 0; i < kPartFloats; ++i) r[i] = __builtin_sqrtf(u[i]);
+    return r;
+}
 #endif
 
 struct Lanes {
@@ -95,7 +105,7 @@ QUANTD_INLINE void set(Lanes& a, int lane, float value) {
 
 QUANTD_INLINE Lanes square_root(const Lanes& a) {
     Lanes r;
-    for (int lane = 0; lane < kLanes; ++lane) set(r, lane, __builtin_sqrtf(get(a, lane)));
+    for (int p = 0; p < kParts; ++p) r.part[p] = part_sqrt(a.part[p]);
     return r;
 }
 

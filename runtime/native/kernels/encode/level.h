@@ -13,18 +13,17 @@
 namespace quantd::encode {
 namespace {
 
-// The search: candidates of inverse scale are (max_q + first + 0.2 n) / range.  The grids span llama.cpp's
+// The search: candidates of inverse scale are (max_q + first + step n) / range.  The grids span llama.cpp's
 // (-1.0 .. 0.9 for 4 bits, -0.5 .. 0.9 for 5 bits, -0.9 .. 0.9 for the symmetric types) and reach further to
-// scales that clip nothing, which often fit best; steps of 0.1 find nothing that the refinement after it
+// scales that clip nothing, which often fit best; finer steps find nothing that the refinement after them
 // would not.
-constexpr float kGridStep = 0.2f;
 constexpr int kGridSteps = 20;
-constexpr float kGridFirst = -3.0f;
-constexpr int kSymmetricSteps = 24;
-constexpr float kSymmetricFirst = -3.6f;
+constexpr float kGridStep = 0.2f, kGridFirst = -3.0f;
+constexpr float kFewGridStep = 0.12f, kFewGridFirst = -1.2f;  // for types of two bits
 // Then candidates around the best fit, as multiples of its inverse scale.
 constexpr int kPolishSteps = 6;
 constexpr float kPolish[kPolishSteps] = {1.0f, 1.0f, 0.985f, 1.015f, 0.97f, 1.0f};
+constexpr float kSymmetricPolish[4] = {1.0f, 0.99f, 1.01f, 1.0f};
 // Rounds of least-squares d, dmin followed by a new choice of the integers.
 constexpr int kRefits = 2;
 constexpr float kNeighbours[3] = {0.0f, -1.0f, 1.0f};
@@ -33,8 +32,11 @@ constexpr float kNeighbours[3] = {0.0f, -1.0f, 1.0f};
 
 #include "kernels/encode/lanes.h"
 #include "kernels/encode/half.h"
+#include "kernels/encode/codebook.h"
+#include "kernels/encode/sub_block.h"
+#include "kernels/encode/pack.h"
 #include "kernels/encode/asymmetric.h"
-#include "kernels/encode/q6_k.h"
+#include "kernels/encode/symmetric.h"
 #include "kernels/encode/blocks32.h"
 
 uint32_t load_f32(const uint8_t* source, float* out, int64_t n) {
@@ -80,13 +82,23 @@ constexpr Encoders make_table() {
     table.load[static_cast<uint32_t>(Type::F32)] = load_f32;
     table.load[static_cast<uint32_t>(Type::F16)] = load_f16;
     table.load[static_cast<uint32_t>(Type::BF16)] = load_bf16;
-    table.encode[static_cast<uint32_t>(Type::F16)] = encode_f16;
-    table.encode[static_cast<uint32_t>(Type::Q5_0)] = encode_q5_0;
-    table.encode[static_cast<uint32_t>(Type::Q5_1)] = encode_q5_1;
-    table.encode[static_cast<uint32_t>(Type::Q8_0)] = encode_q8_0;
-    table.encode[static_cast<uint32_t>(Type::Q4_K)] = encode_k_asymmetric<15, BlockQ4_K>;
-    table.encode[static_cast<uint32_t>(Type::Q5_K)] = encode_k_asymmetric<31, BlockQ5_K>;
-    table.encode[static_cast<uint32_t>(Type::Q6_K)] = encode_q6_k;
+    const auto set = [&](Type type, EncodeFn encode) { table.encode[static_cast<uint32_t>(type)] = encode; };
+    set(Type::F32, encode_f32);
+    set(Type::F16, encode_f16);
+    set(Type::BF16, encode_bf16);
+    set(Type::Q4_0, encode_symmetric<AsQ4_0>);
+    set(Type::Q4_1, encode_step_and_minimum<AsQ4_1>);
+    set(Type::Q5_0, encode_symmetric<AsQ5_0>);
+    set(Type::Q5_1, encode_step_and_minimum<AsQ5_1>);
+    set(Type::Q8_0, encode_q8_0);
+    set(Type::Q2_K, encode_asymmetric<AsQ2K>);
+    set(Type::Q3_K, encode_symmetric_super<AsQ3K>);
+    set(Type::Q4_K, encode_asymmetric<AsQ4K>);
+    set(Type::Q5_K, encode_asymmetric<AsQ5K>);
+    set(Type::Q6_K, encode_symmetric_super<AsQ6K>);
+    set(Type::IQ4_NL, encode_symmetric<AsIQ4_NL>);
+    set(Type::IQ4_XS, encode_symmetric_super<AsIQ4_XS>);
+    set(Type::MXFP4, encode_mxfp4);
     return table;
 }
 

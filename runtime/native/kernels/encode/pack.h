@@ -1,0 +1,52 @@
+// Levels of weights into the bits of the blocks.  Included by level.h only, into its unnamed namespace.
+
+// level[i] lane -> out[lane * N + i]; levels are integers [0, 255].
+template <int N>
+QUANTD_INLINE void to_bytes(const Lanes* level, uint8_t* out) {
+    // Lane by lane in memory: the compiler converts and narrows whole vectors, and the transposition is of
+    // bytes.
+    uint8_t by_element[N][kLanes];
+    for (int i = 0; i < N; ++i) {
+        float values[kLanes];
+        __builtin_memcpy(values, &level[i], sizeof(values));
+        for (int lane = 0; lane < kLanes; ++lane) {
+            by_element[i][lane] = static_cast<uint8_t>(static_cast<int32_t>(values[lane]));
+        }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+        for (int i = 0; i < N; ++i) out[lane * N + i] = by_element[i][lane];
+    }
+}
+
+// 16 bytes for 32 weights: low nibble weight j, high nibble weight j + 16.
+QUANTD_INLINE void pack_nibbles(const uint8_t* q, uint8_t* out) {
+    for (int i = 0; i < 16; ++i) out[i] = static_cast<uint8_t>((q[i] & 15) | ((q[i + 16] & 15) << 4));
+}
+
+// 128 bytes for 256 weights: per 64 of them 32 bytes, low nibbles the first 32.
+QUANTD_INLINE void pack_nibble_pairs(const uint8_t* q, uint8_t* out) {
+    for (int pair = 0; pair < 4; ++pair) {
+        for (int i = 0; i < 32; ++i) {
+            out[pair * 32 + i] =
+                static_cast<uint8_t>((q[pair * 64 + i] & 15) | ((q[pair * 64 + 32 + i] & 15) << 4));
+        }
+    }
+}
+
+// 64 bytes for 256 weights: per 128 of them byte l holds the low bit pairs of l, l + 32, l + 64, l + 96.
+QUANTD_INLINE void pack_bit_pairs(const uint8_t* q, uint8_t* out) {
+    for (int part = 0; part < 2; ++part) {
+        const uint8_t* of = q + part * 128;
+        for (int i = 0; i < 32; ++i) {
+            out[part * 32 + i] = static_cast<uint8_t>((of[i] & 3) | ((of[i + 32] & 3) << 2) |
+                                                      ((of[i + 64] & 3) << 4) | ((of[i + 96] & 3) << 6));
+        }
+    }
+}
+
+// Bit i: the fifth bit of weight i of 32.
+QUANTD_INLINE uint32_t fifth_bits(const uint8_t* q) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(q[i] >> 4) << i;
+    return bits;
+}

@@ -1,0 +1,334 @@
+// x ~ step * value, with values from a set that has no offset of its own: whole numbers or the code book of
+// IQ4. Q4_0, Q5_0 and IQ4_NL have one step for 32 weights; Q3_K, Q6_K and IQ4_XS an integer for each
+// sub-block. Included by level.h only, into its unnamed namespace.
+
+// A set of values.  The search maps the x of largest magnitude to about one end of the set, then the other:
+// the inverse of a step is numerator(n) over that x.
+template <int kLow, int kHigh>
+struct Whole {
+    static constexpr int kLowSteps = kHigh > 15 ? 24 : 20, kHighSteps = kHigh > 15 ? 0 : 10;
+    static constexpr float kUnit = kHigh > 3 ? 0.2f : 0.12f;
+    static constexpr float kFirst = kHigh > 15 ? -3.6f : (kHigh > 7 ? -2.8f : (kHigh > 3 ? -2.2f : -1.2f));
+    static constexpr float numerator(int step) {
+        return step < kLowSteps
+                   ? static_cast<float>(kLow) - (kFirst + kUnit * static_cast<float>(step))
+                   : static_cast<float>(kHigh) + kUnit * (static_cast<float>(step - kLowSteps) - 4.0f);
+    }
+    static QUANTD_INLINE Lanes value(const Lanes& v) {
+        return smaller(larger(nearest(v), all(kLow)), all(kHigh));
+    }
+    // What the block stores for it.
+    static QUANTD_INLINE Lanes index(const Lanes& v) { return value(v) + all(-kLow); }
+};
+
+struct CodeBook {
+    static constexpr int kLowSteps = 14, kHighSteps = 10;
+    static constexpr float numerator(int step) {
+        return step < kLowSteps ? -(109.0f + 2.5f * static_cast<float>(step))
+                                : 103.0f + 2.5f * static_cast<float>(step - kLowSteps);
+    }
+    static QUANTD_INLINE Lanes value(const Lanes& v) { return look_up(kIq4Floats, code_of(v)); }
+    static QUANTD_INLINE Lanes index(const Lanes& v) { return to_float(code_of(v)); }
+};
+
+// The best real-valued step of each lane, its sign included.  `gain` is how far the weighted error falls
+// below that of all zeros.
+template <typename Values, int N>
+QUANTD_PASS void try_inverse(const Sub<N>& sub, const Lanes& inverse, Lanes& best_step, Lanes& best_gain) {
+    Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
+    for (int i = 0; i < N; ++i) {
+        const Lanes q = Values::value(sub.x[i] * inverse);
+        const Lanes wq = sub.weight[i] * q;
+        sum_qx = sum_qx + wq * sub.x[i];
+        sum_qq = sum_qq + wq * q;
+    }
+    const Mask some = all(0.0f) < sum_qq;
+    const Lanes step = sum_qx / select(some, sum_qq, all(1.0f));
+    const Lanes gain = step * sum_qx;
+    const Mask better = (best_gain < gain) & some;
+    best_step = select(better, step, best_step);
+    best_gain = select(better, gain, best_gain);
+}
+
+template <typename Values, int N>
+QUANTD_INLINE Lanes search_step(const Sub<N>& sub) {
+    const Lanes end = extreme_of(sub);
+    const Mask alive = all(kTiny) < absolute(end);
+    const Lanes extreme = select(alive, end, all(1.0f));
+    Lanes step = all(0.0f), gain = all(0.0f);
+    for (int n = 0; n < Values::kLowSteps + Values::kHighSteps; ++n) {
+        try_inverse<Values>(sub, all(Values::numerator(n)) / extreme, step, gain);
+    }
+    for (const float polish : kSymmetricPolish) {
+        const Mask some = all(0.0f) < absolute(step);
+        try_inverse<Values>(sub, all(polish) / select(some, step, all(1.0f)), step, gain);
+    }
+    return select(alive, step, all(0.0f));
+}
+
+// Exact error of a step.
+template <typename Values, int N>
+QUANTD_PASS Lanes error_of(const Sub<N>& sub, const Lanes& step) {
+    const Lanes inverse = inverse_of_signed(step);
+    Lanes error = all(0.0f);
+    for (int i = 0; i < N; ++i) {
+        const Lanes difference = step * Values::value(sub.x[i] * inverse) - sub.x[i];
+        error = error + sub.weight[i] * difference * difference;
+    }
+    return error;
+}
+
+// ---- one step for 32 weights
+// --------------------------------------------------------------------------------------
+
+// Nearest f16, subnormals away from zero (see scale_to_f16).
+QUANTD_INLINE Lanes step_through_f16(const Lanes& a) {
+    Lanes r;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const float value = get(a, lane), magnitude = from_f16(scale_to_f16(__builtin_fabsf(value)));
+        set(r, lane, value < 0.0f ? -magnitude : magnitude);
+    }
+    return r;
+}
+
+template <typename Values, int N>
+QUANTD_INLINE void try_step(const Sub<N>& sub, const Lanes& step, Lanes& best_step, Lanes& best_error) {
+    const Lanes error = error_of<Values>(sub, step);
+    const Mask better = error < best_error;
+    best_step = select(better, step, best_step);
+    best_error = select(better, error, best_error);
+}
+
+struct AsQ4_0 {
+    using Block = BlockQ4_0;
+    using Values = Whole<-8, 7>;
+    static constexpr float kEnd = -8.0f;
+    static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+};
+struct AsQ5_0 {
+    using Block = BlockQ5_0;
+    using Values = Whole<-16, 15>;
+    static constexpr float kEnd = -16.0f;
+    static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+};
+struct AsIQ4_NL {
+    using Block = BlockIQ4_NL;
+    using Values = CodeBook;
+    static constexpr float kEnd = -127.0f;
+    static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+};
+
+QUANTD_INLINE void pack_block(const uint8_t* q, BlockQ4_0& block) { pack_nibbles(q, block.qs); }
+QUANTD_INLINE void pack_block(const uint8_t* q, BlockIQ4_NL& block) { pack_nibbles(q, block.qs); }
+QUANTD_INLINE void pack_block(const uint8_t* q, BlockQ5_0& block) {
+    block.qh = fifth_bits(q);
+    pack_nibbles(q, block.qs);
+}
+
+template <typename As>
+void encode_symmetric(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
+    using Values = typename As::Values;
+    each_tile<32>(
+        x, importance, n_blocks,
+        [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
+            QUANTD_LAMBDA_INLINE {
+                Sub<32> sub;
+                prepare<32, As::kPlain>(sub, tile, tile_importance);
+                Lanes step = all(0.0f), error = all(3.0e38f);
+                try_step<Values>(sub, step_through_f16(extreme_of(sub) / all(As::kEnd)), step, error);
+                try_step<Values>(sub, step_through_f16(search_step<Values>(sub)), step, error);
+                step = select(all(kTiny) < absolute(extreme_of(sub)), step, all(0.0f));
+                const Lanes inverse = inverse_of_signed(step);
+                Lanes level[32];
+                for (int i = 0; i < 32; ++i) level[i] = Values::index(sub.x[i] * inverse);
+                uint8_t q[kLanes * 32];
+                to_bytes<32>(level, q);
+                for (int lane = 0; lane < in_tile; ++lane) {
+                    typename As::Block block;
+                    block.d = to_f16(get(step, lane));
+                    pack_block(q + lane * 32, block);
+                    __builtin_memcpy(out + (first + lane) * int64_t{sizeof(block)}, &block, sizeof(block));
+                }
+            });
+}
+
+// ---- super-blocks: x ~ d * scale * value
+// ---------------------------------------------------------------------------
+
+struct AsQ3K {
+    using Block = BlockQ3_K;
+    using Values = Whole<-4, 3>;
+    static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -32, kScaleHigh = 31;
+    static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+};
+struct AsQ6K {
+    using Block = BlockQ6_K;
+    using Values = Whole<-32, 31>;
+    static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -128, kScaleHigh = 127;
+    static constexpr Plain kPlain = Plain::kSquare;
+};
+struct AsIQ4_XS {
+    using Block = BlockIQ4_XS;
+    using Values = CodeBook;
+    static constexpr int kElements = 32, kPerBlock = 8, kScaleLow = -32, kScaleHigh = 31;
+    static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+};
+
+struct SignedChoice {
+    Lanes d;      // f16 value of the super-block that the lane belongs to
+    Lanes scale;  // integers [kScaleLow, kScaleHigh]
+    Lanes error;  // exact weighted squared error of the decoded sub-block
+};
+
+// The best integer scales within one of `scale`, by exact error.
+template <typename As, int N>
+QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, SignedChoice& best) {
+    best.error = all(3.0e38f);
+    best.scale = all(0.0f);
+    for (const float change : kNeighbours) {
+        const Lanes candidate = smaller(larger(scale + all(change), all(As::kScaleLow)), all(As::kScaleHigh));
+        const Lanes error = error_of<typename As::Values>(sub, best.d * candidate);
+        const Mask better = error < best.error;
+        best.scale = select(better, candidate, best.scale);
+        best.error = select(better, error, best.error);
+    }
+}
+
+// Least-squares d of each super-block for the chosen integers, as f16; the old d where there is no sound one.
+template <typename As, int N>
+QUANTD_PASS Lanes refit(const Sub<N>& sub, const SignedChoice& choice) {
+    const Lanes inverse = inverse_of_signed(choice.d * choice.scale);
+    Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
+    for (int i = 0; i < N; ++i) {
+        const Lanes q = As::Values::value(sub.x[i] * inverse);
+        const Lanes wq = sub.weight[i] * q;
+        sum_qx = sum_qx + wq * sub.x[i];
+        sum_qq = sum_qq + wq * q;
+    }
+    Lanes fitted = choice.d;
+    for (int first = 0; first < kLanes; first += As::kPerBlock) {
+        double numerator = 0, denominator = 0;
+        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
+            const double scale = get(choice.scale, lane);
+            numerator += scale * get(sum_qx, lane);
+            denominator += scale * scale * get(sum_qq, lane);
+        }
+        if (!(denominator > 0)) continue;
+        const double d = numerator / denominator;
+        if (!(d > -65504.0 && d < 65504.0)) continue;
+        const float rounded = from_f16(to_f16(static_cast<float>(d)));
+        for (int lane = first; lane < first + As::kPerBlock; ++lane) set(fitted, lane, rounded);
+    }
+    return fitted;
+}
+
+// The real-valued step of largest magnitude in a super-block becomes the integer kScaleLow.
+template <typename As>
+QUANTD_INLINE Lanes first_super_scales(const Lanes& step) {
+    Lanes d = all(0.0f);
+    for (int first = 0; first < kLanes; first += As::kPerBlock) {
+        float extreme = 0.0f;
+        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
+            const float value = get(step, lane);
+            if (__builtin_fabsf(value) > __builtin_fabsf(extreme)) extreme = value;
+        }
+        constexpr auto kEnd = static_cast<float>(-As::kScaleLow);
+        const float magnitude = from_f16(scale_to_f16(__builtin_fabsf(extreme) / kEnd));
+        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
+            set(d, lane, extreme > 0.0f ? -magnitude : magnitude);
+        }
+    }
+    return d;
+}
+
+template <typename As, int N>
+QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub) {
+    const Lanes step = search_step<typename As::Values>(sub);
+    SignedChoice best;
+    best.d = first_super_scales<As>(step);
+    refine<As>(sub, nearest(step * inverse_of_signed(best.d)), best);
+    for (int round = 0; round < kRefits; ++round) {
+        SignedChoice next = best;
+        next.d = refit<As>(sub, best);
+        refine<As>(sub, best.scale, next);
+        for (int first = 0; first < kLanes; first += As::kPerBlock) {
+            constexpr int n = As::kPerBlock;
+            if (!(sum_of(next.error, first, n) < sum_of(best.error, first, n))) continue;
+            copy_lanes(next.d, best.d, first, n);
+            copy_lanes(next.scale, best.scale, first, n);
+            copy_lanes(next.error, best.error, first, n);
+        }
+    }
+    return best;
+}
+
+// q (256) of one super-block in the order of its weights; scale (kPerBlock) as the search chose it.
+QUANTD_INLINE void pack_block(const uint8_t* q, const int* scale, BlockQ6_K& block) {
+    for (int part = 0; part < 2; ++part) {
+        const uint8_t* of = q + part * 128;
+        uint8_t* low = block.ql + part * 64;   // nibbles of 128 weights
+        uint8_t* high = block.qh + part * 32;  // their high bit pairs
+        for (int i = 0; i < 32; ++i) {
+            low[i] = static_cast<uint8_t>((of[i] & 15) | ((of[i + 64] & 15) << 4));
+            low[i + 32] = static_cast<uint8_t>((of[i + 32] & 15) | ((of[i + 96] & 15) << 4));
+            high[i] = static_cast<uint8_t>((of[i] >> 4) | ((of[i + 32] >> 4) << 2) |
+                                           ((of[i + 64] >> 4) << 4) | ((of[i + 96] >> 4) << 6));
+        }
+    }
+    for (int j = 0; j < 16; ++j) block.scales[j] = static_cast<int8_t>(scale[j]);
+}
+QUANTD_INLINE void pack_block(const uint8_t* q, const int* scale, BlockQ3_K& block) {
+    pack_bit_pairs(q, block.qs);
+    for (int i = 0; i < 32; ++i) {  // bit j of byte i: the third bit of weight j * 32 + i
+        uint32_t byte = 0;
+        for (int j = 0; j < 8; ++j) byte |= static_cast<uint32_t>(q[j * 32 + i] >> 2) << j;
+        block.hmask[i] = static_cast<uint8_t>(byte);
+    }
+    for (int j = 0; j < 8; ++j) {
+        const int low = scale[j] + 32, high = scale[j + 8] + 32;
+        block.scales[j] = static_cast<uint8_t>((low & 15) | ((high & 15) << 4));
+    }
+    for (int j = 0; j < 4; ++j) {
+        int byte = 0;
+        for (int k = 0; k < 4; ++k) byte |= ((scale[4 * k + j] + 32) >> 4) << (2 * k);
+        block.scales[8 + j] = static_cast<uint8_t>(byte);
+    }
+}
+QUANTD_INLINE void pack_block(const uint8_t* q, const int* scale, BlockIQ4_XS& block) {
+    uint32_t high = 0;
+    for (int j = 0; j < 8; ++j) high |= static_cast<uint32_t>((scale[j] + 32) >> 4) << (2 * j);
+    block.scales_h = static_cast<uint16_t>(high);
+    for (int j = 0; j < 4; ++j) {
+        block.scales_l[j] =
+            static_cast<uint8_t>(((scale[2 * j] + 32) & 15) | (((scale[2 * j + 1] + 32) & 15) << 4));
+    }
+    for (int j = 0; j < 8; ++j) pack_nibbles(q + j * 32, block.qs + j * 16);
+}
+
+template <typename As>
+void encode_symmetric_super(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
+    constexpr int N = As::kElements;
+    each_tile<N>(x, importance, n_blocks * As::kPerBlock,
+                 [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
+                     QUANTD_LAMBDA_INLINE {
+                         Sub<N> sub;
+                         prepare<N, As::kPlain>(sub, tile, tile_importance);
+                         const SignedChoice choice = choose_signed<As>(sub);
+                         const Lanes inverse = inverse_of_signed(choice.d * choice.scale);
+                         Lanes level[N];
+                         for (int i = 0; i < N; ++i) level[i] = As::Values::index(sub.x[i] * inverse);
+                         uint8_t q[kLanes * N];
+                         to_bytes<N>(level, q);
+                         for (int i = 0; i < in_tile / As::kPerBlock; ++i) {
+                             const int lane = i * As::kPerBlock;
+                             int scale[As::kPerBlock];
+                             for (int j = 0; j < As::kPerBlock; ++j)
+                                 scale[j] = static_cast<int>(get(choice.scale, lane + j));
+                             typename As::Block block;
+                             block.d = to_f16(get(choice.d, lane));
+                             pack_block(q + lane * N, scale, block);
+                             __builtin_memcpy(out + (first / As::kPerBlock + i) * int64_t{sizeof(block)},
+                                              &block, sizeof(block));
+                         }
+                     });
+}
