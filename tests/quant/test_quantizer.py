@@ -255,7 +255,7 @@ def test_narrow_rows_fall_back(tmp_path):
 def test_refusals_before_any_work(source, tmp_path):
     target = tmp_path / "out.gguf"
     with pytest.raises(UnsupportedRecipeError):
-        Quantizer(source, target, "Q3_K_M")
+        Quantizer(source, target, "IQ2_M")
     for threads in (0, -1, 257):
         with pytest.raises(RequestError, match="threads"):
             Quantizer(source, target, threads=threads)

@@ -109,7 +109,9 @@ def test_rows_that_fit_no_block_stay_f16():
         TensorShape("output.weight", F16, (100, 64)),
     ]
     for name in recipes.RECIPES:
-        assert set(plan_types(find_recipe(name), facts, odd).values()) == {F16}
+        recipe = find_recipe(name)
+        expected = recipe.default_type if recipe.default_type in recipes.FLOATS else F16
+        assert set(plan_types(recipe, facts, odd).values()) == {expected}
 
 
 @pytest.mark.parametrize("recipe", ["Q4_K_M", "Q5_K_S"])
