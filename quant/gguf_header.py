@@ -63,10 +63,10 @@ def align(offset: int, alignment: int) -> int:
 
 
 def quantized_metadata(metadata: Sequence[KeyValue], file_type: int) -> list[KeyValue]:
-    """Return a source's metadata with the keys that say how the file is quantized replaced."""
+    """Return a source's metadata with the keys that say how the file was and is quantized replaced."""
     replaced = {"general.quantization_version", "general.file_type"}
     return [
-        *(entry for entry in metadata if entry.key not in replaced),
+        *(entry for entry in metadata if entry.key not in replaced and not entry.key.startswith("quantd.")),
         KeyValue("general.quantization_version", "u32", QUANTIZATION_VERSION),
         KeyValue("general.file_type", "u32", file_type),
     ]

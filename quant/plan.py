@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from quant.gguf_header import TensorEntry, align, header_bytes, quantized_metadata
+from quant.gguf_header import KeyValue, TensorEntry, align, header_bytes, quantized_metadata
 from quant.policy import NO_OVERRIDES, Overrides, TensorShape, plan_types
 from quant.recipes import FLOATS, Recipe
 from quant.source import ModelSource, SourceTensor
@@ -40,10 +41,16 @@ class QuantizePlan:
     recipe: Recipe
     overrides: Overrides
     tensors: tuple[TensorPlan, ...]
+    metadata: tuple[KeyValue, ...]  # of the output, without what is only known after the work
     header: bytes  # padded to the alignment
     alignment: int
     output_bytes: int
     source_bytes: int  # of the tensors
+
+    def header_with(self, entries: Sequence[KeyValue]) -> bytes:
+        """Return the header with these entries behind the metadata."""
+        table = [TensorEntry(t.name, t.source.shape, t.target_type, t.offset) for t in self.tensors]
+        return header_bytes([*self.metadata, *entries], table, self.alignment)
 
     @property
     def bits_per_weight(self) -> float:
@@ -63,9 +70,14 @@ class QuantizePlan:
 
 
 def plan_quantization(
-    source: ModelSource, recipe: Recipe, overrides: Overrides = NO_OVERRIDES, *, calibrated: bool = False
+    source: ModelSource,
+    recipe: Recipe,
+    overrides: Overrides = NO_OVERRIDES,
+    *,
+    calibrated: bool = False,
+    entries: Sequence[KeyValue] = (),
 ) -> QuantizePlan:
-    """Choose the type and place of every tensor.
+    """Choose the type and place of every tensor; `entries` is metadata to add, of its final size.
 
     Raises UnsupportedModelError for a source that is quantized already, RequestError for an override that matches
     nothing.
@@ -83,17 +95,18 @@ def plan_quantization(
         n_bytes = tensor_bytes(tensor.shape, target_type)
         tensors.append(TensorPlan(tensor, target_type, n_bytes, offset))
         offset = align(offset + n_bytes, source.alignment)
-    table = [TensorEntry(t.name, t.source.shape, t.target_type, t.offset) for t in tensors]
-    header = header_bytes(quantized_metadata(source.metadata, recipe.file_type), table, source.alignment)
-    return QuantizePlan(
+    plan = QuantizePlan(
         recipe=recipe,
         overrides=overrides,
         tensors=tuple(tensors),
-        header=header,
+        metadata=tuple(quantized_metadata(source.metadata, recipe.file_type)),
+        header=b"",
         alignment=source.alignment,
-        output_bytes=len(header) + offset,
+        output_bytes=0,
         source_bytes=sum(tensor.source.n_bytes for tensor in tensors),
     )
+    header = plan.header_with(entries)
+    return replace(plan, header=header, output_bytes=len(header) + offset)
 
 
 def tensor_bytes(shape: tuple[int, ...], type_id: int) -> int:

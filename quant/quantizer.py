@@ -1,53 +1,41 @@
-"""Quantizing a model file: read, encode and write at the same time, in chunks, within a fixed amount of memory."""
+"""Quantizing a model: read, encode and write at the same time, in chunks, within a fixed amount of memory."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from quant.checksums import InputHashes
+from quant.chunks import CHUNK_ELEMENTS, Chunk, TensorError, chunks_of, encode_chunk
 from quant.convert import is_folder_of_weights, open_folder
-from quant.errors import CannotCreateError, OutputError, QuantizeCancelledError
+from quant.errors import CannotCreateError, OutputError, OutputExistsError, QuantizeCancelledError
 from quant.input_files import Bytes, InputFiles
-from quant.plan import QuantizePlan, TensorPlan, plan_quantization, tensor_bytes
+from quant.journal import Finished
+from quant.manifest import UNKNOWN_HASH, InputFile, Manifest, placeholder, read_embedded, write_beside
+from quant.plan import QuantizePlan, TensorPlan, plan_quantization
 from quant.policy import NO_OVERRIDES, Overrides
-from quant.recipes import BF16, DEFAULT_RECIPE, F16, F32, find_recipe
+from quant.progress import Meter, Progress
+from quant.recipes import DEFAULT_RECIPE, find_recipe
 from quant.served import check_served
 from quant.source import ModelSource, open_gguf
-from quant.writer import PartialFile, check_target
-from runtime._native import quantize_rows
+from quant.writer import PartialFile, check_target, remove_leftovers
+from runtime import _native
 from runtime.cpu import usable_cores
 from runtime.errors import ModelFormatError, RequestError, UnsupportedModelError
 from runtime.gguf import ModelFile
 
-CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
+__all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
+
 FLUSH_BYTES = 64 << 20  # written bytes that may wait for the disk
-PROGRESS_INTERVAL_S = 0.1
 MAX_THREADS = 256
-
-# Bits that are all set in infinities and NaN: (unsigned type of the element's size, exponent)
-_EXPONENTS = {F32: (np.uint32, 0x7F800000), F16: (np.uint16, 0x7C00), BF16: (np.uint16, 0x7F80)}
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a quantization is."""
-
-    tensors_done: int
-    tensors_total: int
-    bytes_done: int  # of the source
-    bytes_total: int
-    bytes_per_s: float  # since the start
-    eta_s: float
-    tensor: str  # the one being worked on
+_REREAD_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +49,9 @@ class QuantizeResult:
     seconds: float
     bits_per_weight: float
     types: dict[str, tuple[int, int]]  # type: (tensors, bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """A run of elements of one tensor."""
-
-    tensor: TensorPlan
-    first: int  # element of the tensor
-    n_elements: int
-
-    @property
-    def source_bytes(self) -> int:
-        return self.n_elements * self.tensor.source.n_bytes // self.tensor.source.n_elements
-
-    @property
-    def is_last(self) -> bool:
-        return self.first + self.n_elements == self.tensor.source.n_elements
+    data_sha256: str  # of the output's data section
+    resumed_tensors: int  # that an earlier, killed run had finished
+    was_done: bool  # the output was there already, of the same inputs and options
 
 
 def open_source(path: str | os.PathLike[str]) -> ModelSource:
@@ -102,6 +76,7 @@ class Quantizer:
         overrides: Overrides = NO_OVERRIDES,
         threads: int | None = None,
         force: bool = False,
+        hash_inputs: bool = True,
     ) -> None:
         """Plan the job; `source` is a GGUF file (any shard of a split one) or a Hugging Face folder.
 
@@ -114,12 +89,21 @@ class Quantizer:
         self.output = Path(output)
         self.force = force
         self.threads = threads or usable_cores()
+        self.hash_inputs = hash_inputs
         self.source = open_source(source)
-        _refuse_same_file(self.source.files, self.output)
-        check_target(self.output, force=force)
-        self.plan: QuantizePlan = plan_quantization(self.source, chosen, overrides)
+        self._inputs = self.source.files + self.source.side_files
+        _refuse_same_file(self._inputs, self.output)
+        check_target(self.output, force=True)
+        inputs = [InputFile(path.name, path.stat().st_size) for path in self._inputs]
+        self._manifest = placeholder(inputs, chosen.name, overrides.describe(), len(self.source.tensors))
+        self.plan: QuantizePlan = plan_quantization(
+            self.source, chosen, overrides, entries=self._manifest.metadata()
+        )
         if self.source.is_converted:
             check_served(self.plan)
+        self._done = self._find_done() if hash_inputs and not force else None
+        if self._done is None:
+            check_target(self.output, force=force)
 
     def run(
         self,
@@ -129,17 +113,75 @@ class Quantizer:
         """Write the output; QuantizeCancelledError soon after `cancel` is set.
 
         Raises DiskFullError, OutputError, OutputExistsError; ModelFormatError (code NOT_FINITE or OUT_OF_RANGE) where a
-        weight cannot be quantized; ModelChangedError where the source changed.  Nothing is left behind then.
+        weight cannot be quantized, CHECKSUM_MISMATCH where an input is not what was published; ModelChangedError where
+        the source changed.  Nothing is left behind then.
         """
         started = time.monotonic()
-        meter = _Meter(self.plan, on_progress or (lambda _: None), started)
+        meter = Meter(len(self.plan.tensors), self.plan.source_bytes, on_progress or (lambda _: None))
+        cancel = cancel or threading.Event()
         with (
-            InputFiles(self.source.files, self.source.file_sizes) as reader,
-            PartialFile(self.output, self.plan.output_bytes, force=self.force) as partial,
+            InputFiles(self.source.files, self.source.file_sizes) as files,
+            InputHashes(self._inputs if self.hash_inputs else (), drop_cache=files.drops_cache) as hashes,
         ):
-            self._write(reader, partial, meter, cancel or threading.Event())
-            reader.check_unchanged()
-            partial.commit(self._check)
+            if self._done is not None:
+                return self._confirm(self._done, hashes, started)
+            job = self._job_name()
+            with PartialFile(self.output, self.plan.output_bytes, force=self.force, job=job) as partial:
+                work = _Work(self.plan, self.threads, files, hashes, partial, meter)
+                resumed = work.take_over(partial.resumable)
+                work.write(cancel)
+                files.check_unchanged()
+                manifest = self._finished_manifest(work, hashes)
+                partial.write(self._header(manifest), 0)
+                partial.commit(self._check)
+        write_beside(self.output, manifest.to_json(self.plan))
+        return self._result(manifest, started, resumed=resumed)
+
+    def _find_done(self) -> Manifest | None:
+        """Return the manifest of an output of this very job, but for the contents of the inputs."""
+        found = read_embedded(self.output, self._manifest) if self.output.is_file() else None
+        if found is None or self.output.stat().st_size != self.plan.output_bytes:
+            return None
+        header = self._header(found)
+        with self.output.open("rb") as file:
+            return found if file.read(len(header)) == header else None
+
+    def _confirm(self, done: Manifest, hashes: InputHashes, started: float) -> QuantizeResult:
+        """Do nothing where the inputs are those that the output was made of."""
+        if UNKNOWN_HASH in done.input_sha256 or list(done.input_sha256) != hashes.result():
+            raise OutputExistsError(
+                f"{self.output} exists already and was made of other inputs; choose another name, or replace it with "
+                "--force"
+            )
+        remove_leftovers(self.output)
+        write_beside(self.output, done.to_json(self.plan))
+        return self._result(done, started, was_done=True)
+
+    def _finished_manifest(self, work: _Work, hashes: InputHashes) -> Manifest:
+        found = hashes.result()
+        return replace(
+            self._manifest,
+            input_sha256=tuple(found) if self.hash_inputs else self._manifest.input_sha256,
+            data_sha256=work.sha256.hexdigest(),
+            tensor_errors=tuple(work.errors),
+        )
+
+    def _header(self, manifest: Manifest) -> bytes:
+        header = self.plan.header_with(manifest.metadata())
+        assert len(header) == len(self.plan.header), "the manifest has a fixed size"
+        return header
+
+    def _job_name(self) -> str:
+        """Return a hash of everything that a resumed run must agree in: plan, inputs, and the encoders themselves."""
+        digest = hashlib.sha256(self.plan.header)
+        for path in (*self._inputs, Path(_native.__file__ or "")):
+            stat = path.stat()
+            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _result(
+        self, manifest: Manifest, started: float, *, resumed: int = 0, was_done: bool = False
+    ) -> QuantizeResult:
         return QuantizeResult(
             output=self.output,
             recipe=self.plan.recipe.name,
@@ -148,74 +190,9 @@ class Quantizer:
             seconds=time.monotonic() - started,
             bits_per_weight=self.plan.bits_per_weight,
             types=self.plan.types(),
-        )
-
-    def _write(
-        self, reader: InputFiles, partial: PartialFile, meter: _Meter, cancel: threading.Event
-    ) -> None:
-        """Encode chunk after chunk while the next one is read and the one before is written."""
-        chunks = _chunks(self.plan)
-        partial.write(self.plan.header, 0)
-        unflushed = _Unflushed(partial, drop=reader.drops_cache)
-        with (
-            ThreadPoolExecutor(1, "quantize-read") as reading,
-            ThreadPoolExecutor(1, "quantize-write") as writing,
-        ):
-            current = next(chunks, None)
-            read = _start_read(reading, reader, current)
-            write: Future[None] | None = None
-            while current is not None and read is not None:
-                data = read.result()
-                following = next(chunks, None)
-                read = _start_read(reading, reader, following)
-                if cancel.is_set():
-                    raise QuantizeCancelledError("the quantization was cancelled; no file was left")
-                encoded = self._encode(current, data)
-                if write is not None:
-                    write.result()
-                offset = len(self.plan.header) + current.tensor.offset + _target_offset(current)
-                write = writing.submit(unflushed.write, encoded, offset)
-                meter.advance(current)
-                current = following
-            if write is not None:
-                write.result()
-
-    def _encode(self, chunk: _Chunk, data: Bytes) -> Bytes:
-        tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
-        if tensor.is_copied:
-            self._check_finite(chunk, data)
-            return data
-        out = np.empty(tensor_bytes((chunk.n_elements,), tensor.target_type), np.uint8)
-        n_cols = row if chunk.n_elements % row == 0 else chunk.n_elements  # a piece of a very long row
-        n_rows = chunk.n_elements // n_cols
-        fault = quantize_rows(
-            data, tensor.source.type_id, n_rows, n_cols, tensor.target_type, out, self.threads
-        )
-        if fault is not None:
-            self._refuse_weight(chunk, fault[0] * n_cols + fault[1], fault[2])
-        return out
-
-    def _check_finite(self, chunk: _Chunk, data: Bytes) -> None:
-        found = _EXPONENTS.get(chunk.tensor.target_type)
-        if found is None:
-            return
-        unsigned, exponent = found
-        bad = (data.view(unsigned) & exponent) == exponent
-        if bad.any():
-            self._refuse_weight(chunk, int(bad.argmax()), math.nan)
-
-    def _refuse_weight(self, chunk: _Chunk, element: int, value: float) -> None:
-        source = chunk.tensor.source
-        row, column = divmod(chunk.first + element, source.shape[0])
-        finite = math.isfinite(value)
-        reason = "is larger than the type's scale can hold" if finite else "is not finite"
-        path, offset = source.place(chunk.first + element)
-        origin = "" if source.origin == source.name else f" ({source.origin})"
-        raise ModelFormatError(
-            "OUT_OF_RANGE" if finite else "NOT_FINITE",
-            source.name,
-            offset,
-            f"{path}: tensor {source.name}{origin}, row {row}, column {column}: {value} {reason}",
+            data_sha256=manifest.data_sha256,
+            resumed_tensors=resumed,
+            was_done=was_done,
         )
 
     def _check(self, path: Path) -> None:
@@ -231,76 +208,107 @@ class Quantizer:
         )
 
 
-class _Meter:
-    """Counts what is done and reports it, at most every PROGRESS_INTERVAL_S."""
+class _Work:
+    """The tensors on their way: one chunk is read, one encoded and one written at any time."""
 
-    def __init__(self, plan: QuantizePlan, report: Callable[[Progress], None], started: float) -> None:
+    def __init__(  # noqa: PLR0917 - what a run consists of
+        self,
+        plan: QuantizePlan,
+        threads: int,
+        files: InputFiles,
+        hashes: InputHashes,
+        partial: PartialFile,
+        meter: Meter,
+    ) -> None:
         self._plan = plan
-        self._report = report
-        self._started = started
-        self._reported = 0.0
-        self._tensors_done = 0
-        self._bytes_done = 0
-
-    def advance(self, chunk: _Chunk) -> None:
-        self._bytes_done += chunk.source_bytes
-        self._tensors_done += chunk.is_last
-        now = time.monotonic()
-        done = self._bytes_done == self._plan.source_bytes
-        if not done and now - self._reported < PROGRESS_INTERVAL_S:
-            return
-        self._reported = now
-        rate = self._bytes_done / max(now - self._started, 1e-6)
-        left = self._plan.source_bytes - self._bytes_done
-        self._report(
-            Progress(
-                tensors_done=self._tensors_done,
-                tensors_total=len(self._plan.tensors),
-                bytes_done=self._bytes_done,
-                bytes_total=self._plan.source_bytes,
-                bytes_per_s=rate,
-                eta_s=left / max(rate, 1.0),
-                tensor=chunk.tensor.name,
-            )
-        )
-
-
-class _Unflushed:
-    """Writes, and keeps what waits for the disk below FLUSH_BYTES, so that the last sync is short."""
-
-    def __init__(self, partial: PartialFile, *, drop: bool) -> None:
+        self._threads = threads
+        self._files = files
+        self._hashes = hashes
         self._partial = partial
-        self._drop = drop
-        self._start = 0
-        self._bytes = 0
+        self._meter = meter
+        self._start = len(plan.header)  # of the data section
+        self._todo = plan.tensors
+        self._error = TensorError()
+        self._flushed = 0  # bytes of the file up to which it was synced
+        self.sha256 = hashlib.sha256()  # of the data section so far
+        self.errors: list[float] = []
 
-    def write(self, data: Bytes, offset: int) -> None:
-        self._partial.write(data, offset)
-        self._bytes += len(data)
-        if self._bytes >= FLUSH_BYTES:
-            self._partial.flush(self._start, offset + len(data) - self._start, drop=self._drop)
-            self._start, self._bytes = offset + len(data), 0
+    def take_over(self, finished: list[Finished]) -> int:
+        """Believe what an earlier run finished as far as its bytes agree; returns the number of tensors."""
+        believed: list[Finished] = []
+        sha256 = self.sha256
+        for tensor, one in zip(self._plan.tensors, finished, strict=False):
+            sha256 = sha256.copy()
+            start, stop = self._start + tensor.offset, self._end_of(tensor)
+            for position in range(start, stop, _REREAD_BYTES):
+                sha256.update(self._partial.read(position, min(_REREAD_BYTES, stop - position)))
+            if tensor.name != one.name or sha256.hexdigest() != one.data_sha256:
+                break
+            self.sha256 = sha256
+            believed.append(one)
+        self.errors = [one.error for one in believed]
+        self._todo = self._plan.tensors[len(believed) :]
+        self._partial.journal.start(believed)
+        done = self._plan.tensors[: len(believed)]
+        self._meter.skip(len(believed), sum(tensor.source.n_bytes for tensor in done))
+        return len(believed)
 
+    def write(self, cancel: threading.Event) -> None:
+        """Encode chunk after chunk while the next one is read and the one before is written."""
+        chunks = self._chunks()
+        self._partial.write(self._plan.header, 0)
+        with (
+            ThreadPoolExecutor(1, "quantize-read") as reading,
+            ThreadPoolExecutor(1, "quantize-write") as writing,
+        ):
+            current = next(chunks, None)
+            read = self._start_read(reading, current)
+            write: Future[None] | None = None
+            while current is not None and read is not None:
+                data = read.result()
+                following = next(chunks, None)
+                read = self._start_read(reading, following)
+                if cancel.is_set():
+                    raise QuantizeCancelledError("the quantization was cancelled; no file was left")
+                self._hashes.check()
+                encoded = encode_chunk(current, data, self._threads)
+                if write is not None:
+                    write.result()
+                write = writing.submit(self._finish, current, data, encoded)
+                self._meter.advance(current.source_bytes, current.tensor.name, is_last=current.is_last)
+                current = following
+            if write is not None:
+                write.result()
 
-def _chunks(plan: QuantizePlan) -> Iterator[_Chunk]:
-    """Cut the tensors into runs of whole units that do not cross from one slice (one expert) to the next."""
-    for tensor in plan.tensors:
-        source = tensor.source
-        slice_elements = math.prod(source.shape[:2])
-        size = max(CHUNK_ELEMENTS // source.unit_elements, 1) * source.unit_elements
-        for start in range(0, source.n_elements, slice_elements):
-            for first in range(start, start + slice_elements, size):
-                yield _Chunk(tensor, first, min(size, start + slice_elements - first))
+    def _chunks(self) -> Iterator[Chunk]:
+        for tensor in self._todo:
+            yield from chunks_of(tensor, CHUNK_ELEMENTS)
 
+    def _start_read(self, pool: ThreadPoolExecutor, chunk: Chunk | None) -> Future[Bytes] | None:
+        if chunk is None:
+            return None
+        return pool.submit(chunk.tensor.source.read, self._files, chunk.first, chunk.n_elements)
 
-def _start_read(pool: ThreadPoolExecutor, reader: InputFiles, chunk: _Chunk | None) -> Future[Bytes] | None:
-    if chunk is None:
-        return None
-    return pool.submit(chunk.tensor.source.read, reader, chunk.first, chunk.n_elements)
+    def _finish(self, chunk: Chunk, data: Bytes, encoded: Bytes) -> None:
+        """Write a chunk; in the writing thread, in the order of the file."""
+        offset = self._start + chunk.target_offset
+        self._partial.write(encoded, offset)
+        self.sha256.update(encoded.data)
+        self._error.add(chunk, data, encoded)
+        end = offset + len(encoded)
+        if end - self._flushed >= FLUSH_BYTES:
+            self._partial.flush(self._flushed, end - self._flushed, drop=self._files.drops_cache)
+            self._flushed = end
+        if chunk.is_last:
+            self.sha256.update(bytes(self._end_of(chunk.tensor) - end))
+            self.errors.append(self._error.result())
+            self._error = TensorError()
+            self._partial.finish_tensor(Finished(chunk.tensor.name, self.sha256.hexdigest(), self.errors[-1]))
 
-
-def _target_offset(chunk: _Chunk) -> int:
-    return tensor_bytes((chunk.first,), chunk.tensor.target_type)
+    def _end_of(self, tensor: TensorPlan) -> int:
+        """Return the byte of the file behind a tensor and its padding."""
+        end = self._start + tensor.offset + tensor.target_bytes
+        return end + -end % self._plan.alignment
 
 
 def _refuse_same_file(sources: tuple[Path, ...], output: Path) -> None:

@@ -63,6 +63,7 @@ class ModelSource:
     metadata: list[KeyValue]  # without the keys that say how the output is quantized and split
     tensors: dict[str, SourceTensor]
     facts: ModelFacts
+    side_files: tuple[Path, ...] = ()  # configuration and tokenizer that were read
     alignment: int = DEFAULT_ALIGNMENT
     is_converted: bool = False  # True: from another format
 

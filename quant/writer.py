@@ -1,8 +1,9 @@
 """Writing a file so that its final name never shows anything but the finished file.
 
-The bytes go to `.NAME.partial.PID` beside the target.  Space is taken before the work starts; after it the file is
-synced, checked and renamed, and the folder is synced.  Whatever goes wrong, the partial file is removed; one that was
-left by a killed process is removed by the next run for the same target.
+The bytes go to `.NAME.partial` beside the target, which one process holds by a lock.  Space is taken before the work
+starts; after it the file is synced, checked and renamed, and the folder is synced.  Whatever goes wrong, the partial file
+is removed; one that was left by a killed process stays with its journal, and the next run for the same target takes it
+over: goes on with it where it is the same job, else begins anew.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import CannotCreateError, DiskFullError, OutputError, OutputExistsError
+from quant.journal import Finished, Journal
 from runtime.errors import QuantdError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_OPEN_TRIES = 8
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -54,29 +57,43 @@ def check_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-class PartialFile:
-    """The file while it is written; a context manager that removes it unless `commit` was reached."""
+def partial_path(target: Path) -> Path:
+    """Return where the bytes lie until the file is finished."""
+    return target.with_name(f".{target.name}.partial")
 
-    def __init__(self, target: Path, size_bytes: int, *, force: bool) -> None:
+
+def journal_path(target: Path) -> Path:
+    """Return where the journal of the partial file lies."""
+    return target.with_name(f".{target.name}.partial.journal")
+
+
+class PartialFile:
+    """The file while it is written; a context manager that removes it unless `commit` was reached.
+
+    `job` names what is written; `resumable` is then what an earlier, killed run of this job finished, to be believed
+    only after its bytes were looked at.
+    """
+
+    def __init__(self, target: Path, size_bytes: int, *, force: bool, job: str = "") -> None:
         self._target = target
         self._size_bytes = size_bytes
         self._force = force
         self._fd = -1
-        self.path = target.with_name(f".{target.name}.partial.{os.getpid()}")
+        self.path = partial_path(target)
+        self.journal = Journal(journal_path(target), job)
+        self.resumable: list[Finished] = []
 
     def __enter__(self) -> Self:
         check_target(self._target, force=self._force)
-        remove_stale_partials(self._target)
-        check_space(self._target.parent, self._size_bytes)
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = self._open()
         try:
-            self._fd = os.open(self.path, flags, 0o666)
-        except OSError as failure:
-            raise CannotCreateError(f"{self.path}: {failure.strerror}") from None
-        try:
-            # Held until the file is closed: tells a later run that this partial file is still being written.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stat = os.fstat(self._fd)
+            if stat.st_size == self._size_bytes:
+                self.resumable = self.journal.read()
+            if not self.resumable:
+                with self._failures_named("writing"):
+                    os.ftruncate(self._fd, 0)
+            check_space(self._target.parent, self._size_bytes - os.fstat(self._fd).st_blocks * 512)
             with self._failures_named("taking space for"):
                 os.posix_fallocate(self._fd, 0, self._size_bytes)
         except BaseException:
@@ -89,6 +106,11 @@ class PartialFile:
     ) -> None:
         self._remove()
 
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Return what an earlier run wrote."""
+        with self._failures_named("reading"):
+            return os.pread(self._fd, n_bytes, offset)
+
     def write(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
         """Write all bytes at this offset."""
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
@@ -96,6 +118,11 @@ class PartialFile:
             while view:
                 written = os.pwrite(self._fd, view, offset)
                 view, offset = view[written:], offset + written
+
+    def finish_tensor(self, finished: Finished) -> None:
+        """Note a tensor in the journal."""
+        with self._failures_named("writing the journal of"):
+            self.journal.add(finished)
 
     def flush(self, offset: int, n_bytes: int, *, drop: bool) -> None:
         """Bring what was written to the disk; `drop` also gives its page cache back."""
@@ -117,6 +144,34 @@ class PartialFile:
             finally:
                 os.close(folder)
 
+    def _open(self) -> int:
+        """Open and lock the partial file, new or left by a killed run.
+
+        The lock goes with the process, so a file that can be locked is nobody's.  A file of two names is an output
+        whose run was killed while it was being named: it must not be written to.
+        """
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        for _ in range(_OPEN_TRIES):
+            try:
+                fd = os.open(self.path, flags, 0o666)
+            except OSError as failure:
+                raise CannotCreateError(f"{self.path}: {failure.strerror}") from None
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    _lock(fd, self._target)
+                stat = os.fstat(fd)
+                if stat.st_nlink == 1 and os.path.samestat(stat, self.path.stat(follow_symlinks=False)):
+                    return fd
+                if stat.st_nlink > 1:
+                    self.path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                pass  # another run has just finished or failed: once more
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+        raise CannotCreateError(f"{self.path}: others keep removing it")
+
     def _rename(self) -> None:
         if self._force:
             self.path.replace(self._target)
@@ -135,6 +190,8 @@ class PartialFile:
     def _remove(self) -> None:
         if self._fd >= 0:
             with contextlib.suppress(OSError):
+                self.journal.remove()
+            with contextlib.suppress(OSError):
                 self.path.unlink()
             os.close(self._fd)
             self._fd = -1
@@ -151,37 +208,20 @@ class PartialFile:
             raise kind(message) from failure
 
 
-def remove_stale_partials(target: Path) -> None:
-    """Remove partial files of this target whose process is gone."""
-    prefix = f".{target.name}.partial."
-    for path in target.parent.iterdir():
-        pid = path.name.removeprefix(prefix)
-        if not path.name.startswith(prefix) or not pid.isdecimal():
-            continue
-        if int(pid) != os.getpid() and _is_alive(int(pid)):
-            continue
-        with contextlib.suppress(OSError):
-            if _is_unlocked(path):
-                path.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _is_unlocked(path: Path) -> bool:
-    """Say whether no process holds the file's lock; a process in another container has a pid that says nothing."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _lock(fd: int, target: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+        raise CannotCreateError(f"{target} is being written by another process") from None
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove the partial file and journal of a target that is finished, unless a process is writing them."""
+    with contextlib.suppress(OSError):
+        fd = os.open(partial_path(target), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            journal_path(target).unlink(missing_ok=True)
+            partial_path(target).unlink(missing_ok=True)
+        finally:
+            os.close(fd)

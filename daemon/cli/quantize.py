@@ -50,6 +50,12 @@ Report = Callable[[Progress], None]
 @click.option("--threads", type=int, help="Threads to use, 1 to 256 [default: the usable cores].")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option(
+    "--no-input-hashes",
+    is_flag=True,
+    help="Do not hash the inputs: saves a second read of them, but published checksums are not compared, the "
+    "manifest lacks them, and a finished OUTPUT is not recognized.",
+)
+@click.option(
     "--dry-run", is_flag=True, help="Only show the type and size of every tensor; OUTPUT is not written."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -68,6 +74,7 @@ def command(  # noqa: PLR0917 - one parameter an option
     *,
     pure: bool,
     force: bool,
+    no_input_hashes: bool,
     dry_run: bool,
     as_json: bool,
     progress_json: bool,
@@ -78,7 +85,9 @@ def command(  # noqa: PLR0917 - one parameter an option
     config.json, safetensors and tokenizer, which is converted on the way: no file lies between.
 
     Each tensor gets the type that llama-quantize gives it for the recipe.  OUTPUT appears under its name only when
-    it is complete; an error or Ctrl-C leaves nothing behind.
+    it is complete; an error or Ctrl-C leaves nothing behind.  After a kill or a power cut the same command goes on at
+    the tensor where it was; on a finished OUTPUT it does nothing.  OUTPUT.manifest.json, and the file itself, say what it
+    was made of: hashes of inputs and data, recipe, type and error of every tensor.
 
     Which recipe: Q4_K_M is the usual choice, Q5_K_M and Q6_K lose less and take more, Q8_0 is nearly the original.
 
@@ -99,7 +108,13 @@ def command(  # noqa: PLR0917 - one parameter an option
         )
         with _stop_signals() as cancel:
             job = Quantizer(
-                source, output, recipe, overrides=overrides, threads=threads, force=force or dry_run
+                source,
+                output,
+                recipe,
+                overrides=overrides,
+                threads=threads,
+                force=force or dry_run,
+                hash_inputs=not no_input_hashes,
             )
             if dry_run:
                 show_plan(job.plan, as_json=as_json or progress_json)
@@ -223,6 +238,9 @@ def _facts(result: QuantizeResult) -> dict[str, Any]:
         "source_bytes": result.source_bytes,
         "seconds": round(result.seconds, 3),
         "bits_per_weight": round(result.bits_per_weight, 4),
+        "data_sha256": result.data_sha256,
+        "resumed_tensors": result.resumed_tensors,
+        "was_done": result.was_done,
         "types": {name: {"tensors": count, "bytes": size} for name, (count, size) in result.types.items()},
     }
 
@@ -232,6 +250,14 @@ def _print_summary(result: QuantizeResult) -> None:
     from rich.table import Table
 
     console = Console()
+    if result.was_done:
+        console.print(
+            f"{result.output} is there already, of the same inputs and options; nothing to do",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
     table = Table(box=None, pad_edge=False)
     table.add_column("type")
     table.add_column("tensors", justify="right")
@@ -241,7 +267,8 @@ def _print_summary(result: QuantizeResult) -> None:
     console.print(table)
     console.print(
         f"{mib(result.source_bytes)} -> {mib(result.output_bytes)}, {result.bits_per_weight:.2f} bits per weight, "
-        f"{result.recipe}, {result.seconds:.1f} s",
+        f"{result.recipe}, {result.seconds:.1f} s"
+        + (f", {result.resumed_tensors} tensors of an earlier run" if result.resumed_tensors else ""),
         highlight=False,
     )
     console.print(str(result.output), markup=False, highlight=False, soft_wrap=True)

@@ -32,6 +32,20 @@ _FAMILIES: dict[str, tuple[str, str, str]] = {
     "Qwen3ForCausalLM": ("qwen3", "qwen", "convert_qwen3"),
 }
 
+# Files beside the weights that a conversion reads.
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
 
 def convertible() -> list[str]:
     """Return the names of config.json's "architectures" that are converted."""
@@ -71,6 +85,7 @@ def open_folder(folder: Path) -> ModelSource:
         metadata=[*_general(folder, config, converted), *converted.metadata, *vocabulary.metadata(n_vocab)],
         tensors={one.name: _source_tensor(one, folder) for one in converted.tensors.values()},
         facts=_facts(converted),
+        side_files=tuple(path for name in SIDE_FILES if (path := folder / name).is_file()),
         is_converted=True,
     )
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from quant.errors import DiskFullError, OutputError
+from quant.errors import CannotCreateError, DiskFullError, OutputError
 from quant.quantizer import Quantizer
-from quant.writer import PartialFile, remove_stale_partials
+from quant.writer import PartialFile, journal_path, partial_path
 from runtime.gguf import ModelFile
 from tests.quant.helpers import write_model
 
@@ -51,7 +51,7 @@ def start(source: Path, output: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def wait_for_partial(folder: Path, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None and not list(folder.glob(".*.partial.*")):
+    while process.poll() is None and not list(folder.glob(".*.partial")):
         time.sleep(0.002)
 
 
@@ -68,7 +68,8 @@ def test_kill_never_leaves_a_file_under_the_name(source, tmp_path):
             assert ModelFile.open(target).size_bytes == target.stat().st_size
             target.unlink()
     Quantizer(source, target).run()
-    assert sorted(tmp_path.iterdir()) == [target], "partial files of killed runs are removed by the next run"
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["out.gguf", "out.gguf.manifest.json"], "the next run takes over what a killed one left"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -193,19 +194,35 @@ def test_link_less_file_systems_still_do_not_replace(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_only_stale_partials_of_this_target_go(tmp_path):
-    target = tmp_path / "out.gguf"
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    stale = tmp_path / f".out.gguf.partial.{ended.pid}"
-    others = [
-        tmp_path / f".out.gguf.partial.{os.getppid()}",  # of a living process
-        tmp_path / f".other.gguf.partial.{ended.pid}",
-        tmp_path / ".out.gguf.partial.notes",
-        tmp_path / f".out.gguf.partial.{'9' * 40}x",
-        target,
-    ]
-    for path in (stale, *others):
-        path.write_bytes(b"x")
-    remove_stale_partials(target)
-    assert sorted(tmp_path.iterdir()) == sorted(others)
+def test_one_writer_at_a_time(tmp_path):
+    target = tmp_path / "out"
+    with PartialFile(target, 4, force=False) as first:
+        with pytest.raises(CannotCreateError, match="being written by another process"):
+            PartialFile(target, 4, force=False).__enter__()
+        first.write(b"done", 0)
+        first.commit(lambda _: None)
+    assert target.read_bytes() == b"done"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_partial_file_that_is_the_output_too_is_not_written_to(tmp_path):
+    """A kill between the two halves of the renaming leaves one file under both names."""
+    target = tmp_path / "out"
+    target.write_bytes(b"whole")
+    os.link(target, partial_path(target))
+    journal_path(target).write_text("{}")
+    with PartialFile(target, 3, force=True) as partial:
+        partial.write(b"new", 0)
+        assert target.read_bytes() == b"whole"
+        partial.commit(lambda _: None)
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    partial_path(tmp_path / "out").symlink_to(victim)
+    with pytest.raises(CannotCreateError):
+        PartialFile(tmp_path / "out", 3, force=False).__enter__()
+    assert victim.read_bytes() == b"precious"

@@ -1,0 +1,134 @@
+"""A tensor in runs that fit in the cache's neighbourhood: read as floats, encoded, and compared with what was lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.input_files import Bytes
+from quant.plan import TensorPlan, tensor_bytes
+from quant.recipes import BF16, F16, F32
+from runtime._native import dequantize, quantize_rows, type_traits
+from runtime.errors import ModelFormatError
+
+CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
+ERROR_EVERY_ROWS = 16  # the error is measured on every sixteenth row
+
+# Bits that are all set in infinities and NaN: (unsigned type of the element's size, exponent)
+_EXPONENTS = {F32: (np.uint32, 0x7F800000), F16: (np.uint16, 0x7C00), BF16: (np.uint16, 0x7F80)}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of whole units of one tensor, inside one slice (one expert)."""
+
+    tensor: TensorPlan
+    first: int  # element of the tensor
+    n_elements: int
+
+    @property
+    def source_bytes(self) -> int:
+        return self.n_elements * self.tensor.source.n_bytes // self.tensor.source.n_elements
+
+    @property
+    def target_offset(self) -> int:
+        """Byte of the output's data section."""
+        return self.tensor.offset + tensor_bytes((self.first,), self.tensor.target_type)
+
+    @property
+    def is_last(self) -> bool:
+        return self.first + self.n_elements == self.tensor.source.n_elements
+
+
+def chunks_of(tensor: TensorPlan, chunk_elements: int) -> Iterator[Chunk]:
+    """Cut a tensor into runs of about `chunk_elements`."""
+    source = tensor.source
+    slice_elements = math.prod(source.shape[:2])
+    size = max(chunk_elements // source.unit_elements, 1) * source.unit_elements
+    for start in range(0, source.n_elements, slice_elements):
+        for first in range(start, start + slice_elements, size):
+            yield Chunk(tensor, first, min(size, start + slice_elements - first))
+
+
+class TensorError:
+    """What encoding loses of a tensor: root mean square of the difference over that of the values, on a sample of rows."""
+
+    def __init__(self) -> None:
+        self._lost = 0.0
+        self._whole = 0.0
+
+    def add(self, chunk: Chunk, data: Bytes, encoded: Bytes) -> None:
+        """Count the sampled rows of a run."""
+        tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
+        if tensor.is_copied or chunk.n_elements % row:
+            return
+        n_rows, first_row = chunk.n_elements // row, chunk.first // row
+        sample = slice(-first_row % ERROR_EVERY_ROWS, n_rows, ERROR_EVERY_ROWS)
+        blocks = np.ascontiguousarray(encoded.reshape(n_rows, -1)[sample])
+        if not len(blocks):
+            return
+        values = _as_floats(data.reshape(n_rows, -1)[sample], tensor.source.type_id)
+        name = type_traits(tensor.target_type)[0]
+        decoded = dequantize(name, blocks.reshape(-1), len(blocks) * row).astype(np.float64)
+        self._lost += float(np.square(values - decoded).sum())
+        self._whole += float(np.square(values).sum())
+
+    def result(self) -> float:
+        """Return the relative error with four digits, so that the order of sums on another CPU does not show."""
+        return float(f"{math.sqrt(self._lost / self._whole):.4g}") if self._whole else 0.0
+
+
+def encode_chunk(chunk: Chunk, data: Bytes, threads: int) -> Bytes:
+    """Return the run in the target's blocks.
+
+    Raises ModelFormatError, code NOT_FINITE or OUT_OF_RANGE, naming tensor, row and column of a weight that cannot be
+    quantized.
+    """
+    tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
+    if tensor.is_copied:
+        _check_finite(chunk, data)
+        return data
+    out = np.empty(tensor_bytes((chunk.n_elements,), tensor.target_type), np.uint8)
+    n_cols = row if chunk.n_elements % row == 0 else chunk.n_elements  # a piece of a very long row
+    n_rows = chunk.n_elements // n_cols
+    fault = quantize_rows(data, tensor.source.type_id, n_rows, n_cols, tensor.target_type, out, threads)
+    if fault is not None:
+        _refuse_weight(chunk, fault[0] * n_cols + fault[1], fault[2])
+    return out
+
+
+def _as_floats(rows: Bytes, type_id: int) -> NDArray[np.float64]:
+    """(n, row bytes) to (n * n_cols,)."""
+    raw = np.ascontiguousarray(rows).reshape(-1)
+    if type_id == BF16:
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return raw.view(np.float16 if type_id == F16 else np.float32).astype(np.float64)
+
+
+def _check_finite(chunk: Chunk, data: Bytes) -> None:
+    found = _EXPONENTS.get(chunk.tensor.target_type)
+    if found is None:
+        return
+    unsigned, exponent = found
+    bad = (data.view(unsigned) & unsigned(exponent)) == exponent
+    if bad.any():
+        _refuse_weight(chunk, int(bad.argmax()), math.nan)
+
+
+def _refuse_weight(chunk: Chunk, element: int, value: float) -> None:
+    source = chunk.tensor.source
+    row, column = divmod(chunk.first + element, source.shape[0])
+    finite = math.isfinite(value)
+    reason = "is larger than the type's scale can hold" if finite else "is not finite"
+    path, offset = source.place(chunk.first + element)
+    origin = "" if source.origin == source.name else f" ({source.origin})"
+    raise ModelFormatError(
+        "OUT_OF_RANGE" if finite else "NOT_FINITE",
+        source.name,
+        offset,
+        f"{path}: tensor {source.name}{origin}, row {row}, column {column}: {value} {reason}",
+    )
