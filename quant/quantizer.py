@@ -100,7 +100,7 @@ class Quantizer:
             self.source, chosen, overrides, entries=self._manifest.metadata()
         )
         if self.source.is_converted:
-            check_served(self.plan)
+            check_served(self.plan, str(self.source.path))
         self._done = self._find_done() if hash_inputs and not force else None
         if self._done is None:
             check_target(self.output, force=force)

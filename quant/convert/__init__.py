@@ -28,8 +28,21 @@ _FAMILIES: dict[str, tuple[str, str, str]] = {
     "LlamaForCausalLM": ("llama", "llama", "convert"),
     "LLaMAForCausalLM": ("llama", "llama", "convert"),
     "MistralForCausalLM": ("llama", "llama", "convert"),
+    "MixtralForCausalLM": ("llama", "llama", "convert"),
+    "GraniteForCausalLM": ("granite", "llama", "convert_granite"),
+    "SmolLM3ForCausalLM": ("smollm3", "llama", "convert_smollm3"),
     "Qwen2ForCausalLM": ("qwen2", "qwen", "convert_qwen2"),
     "Qwen3ForCausalLM": ("qwen3", "qwen", "convert_qwen3"),
+    "Qwen3MoeForCausalLM": ("qwen3moe", "qwen", "convert_qwen3moe"),
+    "Gemma2ForCausalLM": ("gemma2", "gemma", "convert_gemma2"),
+    "Gemma3ForCausalLM": ("gemma3", "gemma", "convert_gemma3"),
+    "Gemma3ForConditionalGeneration": ("gemma3", "gemma", "convert_gemma3"),
+    "Phi3ForCausalLM": ("phi3", "phi3", "convert"),
+    "Olmo2ForCausalLM": ("olmo2", "olmo2", "convert"),
+    "Olmo3ForCausalLM": ("olmo2", "olmo2", "convert"),
+    "BertModel": ("bert", "bert", "convert"),
+    "BertForMaskedLM": ("bert", "bert", "convert"),
+    "NomicBertModel": ("nomic-bert", "nomic_bert", "convert"),
 }
 
 # Files beside the weights that a conversion reads.

@@ -53,6 +53,11 @@ class Config:
         """Return a value as it is, None when absent."""
         return self._values.get(key)
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
+        """Return the same with values for keys that are absent or null."""
+        given = {key: value for key, value in self._values.items() if value is not None}
+        return Config(self.path, {**defaults, **given}, self._prefix)
+
     def part(self, key: str) -> Config:
         """Return an object within, an empty one when absent."""
         value = self._values.get(key) or {}

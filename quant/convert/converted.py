@@ -111,7 +111,8 @@ def set_decoder(out: Converted, config: Config, s: DecoderShape) -> None:
 
 def rope_parameters(config: Config) -> Config:
     """Return the scaling's parameters: rope_scaling, or rope_parameters of newer files."""
-    return config.part("rope_parameters" if "rope_parameters" in config else "rope_scaling")
+    found = config.part("rope_parameters" if "rope_parameters" in config else "rope_scaling")
+    return found.part("full_attention") if "full_attention" in found else found
 
 
 def set_rope(out: Converted, config: Config, rope_dim: int, *, default_base: float | None = 10000.0) -> None:
@@ -220,6 +221,16 @@ def add_feed_forward(  # noqa: PLR0917 - the words of a sentence
         out.matrix(f"blk.{layer}.ffn_{part}.weight", weights.take(f"{name}.weight", shape))
         if f"{name}.bias" in weights:
             out.vector(f"blk.{layer}.ffn_{part}.bias", weights.vector(f"{name}.bias", shape[0]))
+
+
+def check_layer_types(config: Config, n_layers: int, full_every: int) -> None:
+    """Refuse a mix of window and full layers other than the one that readers of GGUF take for granted."""
+    kinds = config.get("layer_types")
+    wanted = ["full_attention" if (i + 1) % full_every == 0 else "sliding_attention" for i in range(n_layers)]
+    if kinds is not None and kinds != wanted:
+        config.fail(
+            "layer_types", f"must have full attention in every {full_every}th layer and windows in the others"
+        )
 
 
 def model_prefix(weights: Checkpoint, candidates: Sequence[str] = ("model.", "")) -> str:
