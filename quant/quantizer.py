@@ -7,14 +7,16 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quant.auto import AUTO, choose_recipe
 from quant.checksums import InputHashes
 from quant.chunks import CHUNK_ELEMENTS, Chunk, TensorError, chunks_of, encode_chunk
 from quant.convert import is_folder_of_weights, open_folder
+from quant.convert.lora import Adapter
 from quant.errors import CannotCreateError, OutputError, OutputExistsError, QuantizeCancelledError
 from quant.input_files import Bytes, InputFiles
 from quant.journal import Finished
@@ -54,14 +56,16 @@ class QuantizeResult:
     was_done: bool  # the output was there already, of the same inputs and options
 
 
-def open_source(path: str | os.PathLike[str]) -> ModelSource:
+def open_source(path: str | os.PathLike[str], adapters: Sequence[Adapter] = ()) -> ModelSource:
     """Open what is to be quantized: a GGUF file, or a Hugging Face folder with a config.json."""
     path = Path(path)
+    if adapters and not path.is_dir():
+        raise RequestError("lora", f"lora: adapters are merged into a Hugging Face folder; {path} is a file")
     if path.is_dir() and not is_folder_of_weights(path):
         raise UnsupportedModelError(
             f"{path} is a folder without a config.json; name a GGUF file or a Hugging Face folder"
         )
-    return open_folder(path) if is_folder_of_weights(path) else open_gguf(path)
+    return open_folder(path, adapters) if path.is_dir() else open_gguf(path)
 
 
 class Quantizer:
@@ -77,25 +81,32 @@ class Quantizer:
         threads: int | None = None,
         force: bool = False,
         hash_inputs: bool = True,
+        adapters: Sequence[Adapter] = (),
+        memory_bytes: int | None = None,
     ) -> None:
         """Plan the job; `source` is a GGUF file (any shard of a split one) or a Hugging Face folder.
+
+        Recipe "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
 
         Raises UnsupportedRecipeError, RequestError (threads, source and output the same), ModelFormatError,
         UnsupportedModelError, OutputExistsError, CannotCreateError, OSError for an unreadable source.
         """
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise RequestError("threads", f"threads must be 1 to {MAX_THREADS}, not {threads}")
-        chosen = find_recipe(recipe)
+        known = None if recipe.lower() == AUTO else find_recipe(recipe)
         self.output = Path(output)
         self.force = force
         self.threads = threads or usable_cores()
         self.hash_inputs = hash_inputs
-        self.source = open_source(source)
+        self.source = open_source(source, adapters)
+        self.choice = None if known else choose_recipe(self.source, overrides, memory_bytes)
+        chosen = known or find_recipe(self.choice.recipe if self.choice else recipe)
         self._inputs = self.source.files + self.source.side_files
         _refuse_same_file(self._inputs, self.output)
         check_target(self.output, force=True)
         inputs = [InputFile(path.name, path.stat().st_size) for path in self._inputs]
-        self._manifest = placeholder(inputs, chosen.name, overrides.describe(), len(self.source.tensors))
+        options = " ".join(filter(None, [overrides.describe(), *(one.describe() for one in adapters)]))
+        self._manifest = placeholder(inputs, chosen.name, options, len(self.source.tensors))
         self.plan: QuantizePlan = plan_quantization(
             self.source, chosen, overrides, entries=self._manifest.metadata()
         )

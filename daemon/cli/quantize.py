@@ -16,10 +16,14 @@ import click
 
 from daemon.cli.quantize_plan import mib, show_plan
 from daemon.errors import to_api_error
+from daemon.sizes import parse_size
+from quant.auto import AUTO
+from quant.convert.lora import Adapter
 from quant.errors import QuantizeCancelledError
 from quant.policy import Overrides
 from quant.quantizer import Progress, Quantizer, QuantizeResult
 from quant.recipes import DEFAULT_RECIPE, RECIPES
+from runtime.errors import RequestError
 
 Report = Callable[[Progress], None]
 
@@ -47,6 +51,18 @@ Report = Callable[[Progress], None]
     multiple=True,
     help="Type of the tensors in whose name REGEX is found; repeat it, the first that fits decides.",
 )
+@click.option(
+    "--lora",
+    "adapters",
+    metavar="DIR[:SCALE]",
+    multiple=True,
+    help="Merge a LoRA adapter (PEFT: adapter_config.json, adapter_model.safetensors) on the way; repeat it for more.",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="With --recipe auto: memory in which OUTPUT must be servable, such as 8GiB [default: what is free now].",
+)
 @click.option("--threads", type=int, help="Threads to use, 1 to 256 [default: the usable cores].")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option(
@@ -70,6 +86,8 @@ def command(  # noqa: PLR0917 - one parameter an option
     embedding_type: str | None,
     attention_type: str | None,
     tensor_types: tuple[str, ...],
+    adapters: tuple[str, ...],
+    memory: str | None,
     threads: int | None,
     *,
     pure: bool,
@@ -89,12 +107,13 @@ def command(  # noqa: PLR0917 - one parameter an option
     the tensor where it was; on a finished OUTPUT it does nothing.  OUTPUT.manifest.json, and the file itself, say what it
     was made of: hashes of inputs and data, recipe, type and error of every tensor.
 
-    Which recipe: Q4_K_M is the usual choice, Q5_K_M and Q6_K lose less and take more, Q8_0 is nearly the original.
+    Which recipe: auto takes the best one that fits the memory.  Q4_K_M is the usual choice, Q5_K_M and Q6_K lose less and take more, Q8_0 is nearly the original.
 
     \b
     Examples:
       quantd quantize model-f16.gguf model-q4.gguf
       quantd quantize Llama-3.2-1B-Instruct/ llama.gguf --recipe Q5_K_M
+      quantd quantize Qwen3-0.6B/ qwen.gguf --recipe auto --memory 1.5GiB --lora my-adapter/:0.8
       quantd quantize model-f16.gguf model.gguf --dry-run --tensor-type ffn_down=Q6_K
       quantd quantize model-f16.gguf model-q8.gguf --recipe Q8_0 --threads 4
     """
@@ -115,7 +134,11 @@ def command(  # noqa: PLR0917 - one parameter an option
                 threads=threads,
                 force=force or dry_run,
                 hash_inputs=not no_input_hashes,
+                adapters=[Adapter.parse(one) for one in adapters],
+                memory_bytes=_memory(memory, recipe),
             )
+            if job.choice is not None and not (as_json or progress_json):
+                click.echo(job.choice.explanation, err=True)
             if dry_run:
                 show_plan(job.plan, as_json=as_json or progress_json)
                 return
@@ -132,6 +155,17 @@ def command(  # noqa: PLR0917 - one parameter an option
         click.echo(json.dumps(_facts(result)))
     else:
         _print_summary(result)
+
+
+def _memory(text: str | None, recipe: str) -> int | None:
+    if text is None:
+        return None
+    if recipe.lower() != AUTO:
+        raise RequestError("memory", "memory: only --recipe auto chooses by memory")
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise RequestError("memory", f"memory: {error}") from None
 
 
 @contextlib.contextmanager

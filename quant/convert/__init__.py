@@ -6,6 +6,7 @@ line here.  A family is offered where the runtime serves its architecture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -15,6 +16,7 @@ import numpy as np
 from quant.convert.checkpoint import Checkpoint
 from quant.convert.config import Config, read_json
 from quant.convert.converted import Converted, OutputTensor
+from quant.convert.lora import CONFIG, Adapter, add_adapters
 from quant.convert.tokenizer import read_tokenizer
 from quant.gguf_header import KeyValue
 from quant.input_files import Bytes, InputFiles
@@ -71,8 +73,8 @@ def is_folder_of_weights(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file()
 
 
-def open_folder(folder: Path) -> ModelSource:
-    """Open a folder as a source; nothing but tables, configuration and tokenizer is read.
+def open_folder(folder: Path, adapters: Sequence[Adapter] = ()) -> ModelSource:
+    """Open a folder as a source, with LoRA adapters to merge; only tables, configuration and tokenizer are read.
 
     Raises UnsupportedModelError (architecture, pre-tokenizer, tensors without use), ModelFormatError (missing shards,
     wrong shapes, malformed files), OSError.
@@ -85,6 +87,7 @@ def open_folder(folder: Path) -> ModelSource:
             f"{folder}: architecture {str(name)[:64]!r} is not converted; quantd converts {', '.join(convertible())}"
         )
     weights = Checkpoint.open(folder)
+    add_adapters(weights, adapters)
     vocabulary = read_tokenizer(folder)
     _, module, function = _FAMILIES[name]
     family = import_module(f"quant.convert.{module}")
@@ -98,7 +101,10 @@ def open_folder(folder: Path) -> ModelSource:
         metadata=[*_general(folder, config, converted), *converted.metadata, *vocabulary.metadata(n_vocab)],
         tensors={one.name: _source_tensor(one, folder) for one in converted.tensors.values()},
         facts=_facts(converted),
-        side_files=tuple(path for name in SIDE_FILES if (path := folder / name).is_file()),
+        side_files=(
+            *(path for name in SIDE_FILES if (path := folder / name).is_file()),
+            *(adapter.folder / CONFIG for adapter in adapters),
+        ),
         is_converted=True,
     )
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from quant.convert.config import read_json
 from quant.convert.safetensors import DTYPES, StoredTensor, read_table
-from quant.convert.views import Stored, View, Widened
+from quant.convert.views import Merged, Stored, View, Widened
 from quant.recipes import F32
 from runtime.errors import ModelFormatError, UnsupportedModelError
 
@@ -39,6 +39,7 @@ class Checkpoint:
         self.files = files
         self.tensors = tensors
         self._used: set[str] = set()
+        self._merges: dict[str, list[tuple[Stored, Stored, float]]] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -70,7 +71,11 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Stored:
+    def merge(self, name: str, a: Stored, b: Stored, scale: float) -> None:
+        """Add scale * b a to a matrix whenever it is taken."""
+        self._merges.setdefault(name, []).append((a, b, scale))
+
+    def take(self, name: str, shape: tuple[int, ...]) -> View:
         """Return a weight of this shape (row length last); ModelFormatError names what is wrong."""
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -88,7 +93,10 @@ class Checkpoint:
                 "original weights in F32, F16 or BF16"
             )
         self._used.add(name)
-        return Stored(tensor)
+        view: View = Stored(tensor)
+        for a, b, scale in self._merges.get(name, ()):
+            view = Merged(view, a, b, scale)
+        return view
 
     def vector(self, name: str, n: int) -> View:
         """Return a vector (n,) in F32."""

@@ -18,6 +18,7 @@ from quant.input_files import InputFiles
 from quant.recipes import BF16, F16, F32
 
 Rows = NDArray[Any]  # (n, n_cols) float32, float16, or uint16 that holds bfloat16
+_BLOCK_ELEMENTS = 1 << 16  # the sum of a block stays in the second-level cache
 _NUMPY: dict[int, np.dtype[Any]] = {
     F32: np.dtype(np.float32),
     F16: np.dtype(np.float16),
@@ -227,3 +228,37 @@ class Computed:
     def read(self, files: InputFiles, first: int, n: int) -> Rows:
         del files
         return self._values[first : first + n]
+
+
+class Merged:
+    """A matrix with scale * b a added (a (rank, n_cols), b (n_rows, rank)), in F32.
+
+    The same bits on every CPU, because each element is summed in order.
+    """
+
+    type_id = F32
+
+    def __init__(self, of: View, a: Stored, b: Stored, scale: float) -> None:
+        self._of = of
+        self._a = a
+        self._b = b
+        self._scale = np.float32(scale)
+        self.n_rows = of.n_rows
+        self.n_cols = of.n_cols
+        self.unit_rows = of.unit_rows
+        self.origin = f"{of.origin} with {a.origin}"
+
+    def read(self, files: InputFiles, first: int, n: int) -> Rows:
+        """Return rows first to first + n as (n, n_cols)."""
+        rows = np.array(to_f32(self._of.read(files, first, n)))
+        a = to_f32(self._a.read(files, 0, self._a.n_rows))  # (rank, n_cols)
+        b = to_f32(self._b.read(files, first, n)) * self._scale  # (n, rank)
+        step = max(_BLOCK_ELEMENTS // self.n_cols, 1)
+        product = np.empty((min(step, n), self.n_cols), np.float32)
+        for start in range(0, n, step):
+            block = rows[start : start + step]
+            out = product[: len(block)]
+            for k in range(len(a)):
+                np.multiply(b[start : start + step, k : k + 1], a[k], out=out)
+                block += out
+        return rows
