@@ -1,6 +1,7 @@
 """`python -m daemon.lowprio COMMAND...`: a quantd command as a child that gives way to serving.
 
-It runs at idle priority, is the first to go when memory runs out, and ends when the daemon ends, however that happens.
+It runs at idle priority for processor and disk, may take only so much memory, is the first to go when memory runs out, and
+ends when the daemon ends, however that happens.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +18,10 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 OOM_SCORE_FIRST = 1000
 PARENT_VARIABLE = "QUANTD_PARENT_PID"
+MEMORY_VARIABLE = "QUANTD_CHILD_MEMORY_BYTES"  # limit of private memory; mapped files do not count
+# linux/ioprio.h, and the number of ioprio_set by machine
+IOPRIO_WHO_PROCESS, IOPRIO_IDLE = 1, 3 << 13
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 
 
 def main() -> None:
@@ -24,6 +31,7 @@ def main() -> None:
     )  # lets the command remove its files
     _end_with_parent()
     _give_way()
+    _limit_memory()
     from daemon.__main__ import main as command_line  # noqa: PLC0415  after the priority is lowered
 
     command_line()
@@ -43,8 +51,19 @@ def _give_way() -> None:
         os.nice(19)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_FIRST), encoding="ascii")
+
+
+def _limit_memory() -> None:
+    """Bounds what this process can take for itself, whatever the control group of the daemon allows."""
+    limit = int(os.environ.pop(MEMORY_VARIABLE, "0"))
+    if limit:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 if __name__ == "__main__":

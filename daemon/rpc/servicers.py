@@ -110,3 +110,15 @@ class QuantizeServicer(quantize_service_pb2_grpc.QuantizeServiceServicer):
     ) -> AsyncGenerator[quantize_rpc.QuantizeResponse, None]:
         del context
         return self._service.quantize(request, current_call.get())
+
+    async def ListJobs(  # noqa: N802
+        self, request: quantize_rpc.ListJobsRequest, context: Any
+    ) -> quantize_rpc.ListJobsResponse:
+        del request, context
+        return self._service.list_jobs()
+
+    async def CancelJob(  # noqa: N802
+        self, request: quantize_rpc.CancelJobRequest, context: Any
+    ) -> quantize_rpc.CancelJobResponse:
+        del context
+        return self._service.cancel_job(request)

@@ -63,6 +63,18 @@ class ModelFolder:
         """The model of that name, or None.  Absent, forbidden and malformed names look the same."""
         return next((entry for entry in self.entries() if entry.name == name), None)
 
+    def find_folder(self, name: str, inside: str) -> Path | None:
+        """A folder of that name in the model folder that holds a file `inside`, or None.
+
+        Raises ApiError INVALID_ARGUMENT where something in it is a link or no plain file: it could lead anywhere.
+        """
+        for parent in dict.fromkeys((self.path, self.output)):
+            for path in _subfolders(parent) if parent else ():
+                if path.name == name and _is_plain(path / inside):
+                    _require_plain(path)
+                    return path
+        return None
+
     def new_file(self, name: str, field: str) -> Path:
         """The path of a model yet to be made; refuses names that are no plain file name, and names that are taken."""
         if self.output is None:
@@ -85,6 +97,37 @@ class ModelFolder:
         if self.find(plain) is not None or os.path.lexists(path):
             raise ApiError("OUTPUT_EXISTS", f"{field}: a model named {plain!r} exists already", field=field)
         return path
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                Path(entry.path)
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+            ]
+    except OSError:
+        return []
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _require_plain(folder: Path) -> None:
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(path, name)).st_mode  # noqa: PTH118 - names of os.walk
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ApiError(
+                    "INVALID_ARGUMENT",
+                    f"source: the folder holds {name!r}, which is a link or no plain file",
+                    field="source",
+                )
 
 
 def _scan(folder: Path) -> list[ModelEntry]:

@@ -1,4 +1,4 @@
-"""QuantizeService: `quantd quantize` as a low-priority child, its progress as events, its end as ours."""
+"""QuantizeService: `quantd quantize` as a low-priority child, one at a time; its progress as events, its end as ours."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 from google.protobuf import json_format
 
 from daemon.errors import ApiError
-from daemon.lowprio import PARENT_VARIABLE
+from daemon.lowprio import MEMORY_VARIABLE, PARENT_VARIABLE
 from daemon.services.call import Call
-from daemon.services.folder import SUFFIX, ModelEntry, ModelFolder
+from daemon.services.folder import SUFFIX, ModelFolder
 from daemon.services.host import not_found
 from daemon.services.options import invalid
 from quantd.v1 import quantize_service_pb2 as rpc
@@ -30,55 +31,167 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_STDERR_BYTES = 8 * 1024
 TERMINATE_S = 3.0  # from SIGTERM to SIGKILL
 BUSY_RETRY_S = 10.0
+MAX_WAITING_JOBS = 8
+MAX_RULES = 64
+MAX_RULE_CHARS = 300
+# Private memory of the child; it needs some 300 MB for a 7 B model, whose files it maps and reads in pieces.
+CHILD_MEMORY_BYTES = 2 << 30
+
+
+@dataclass(eq=False)
+class _Job:
+    """One Quantize call that runs or waits."""
+
+    id: str
+    request: rpc.QuantizeRequest
+    arguments: list[str]
+    output: Path
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # its place changed, or it is to stop
+    cancelled: bool = False
+    child: asyncio.subprocess.Process | None = None
+    progress: rpc.QuantizeProgress | None = None
 
 
 class QuantizeService:
-    """One quantization at a time."""
+    """A queue of quantizations, of which the first one runs."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder
-        self._running = False
+        self._jobs: list[_Job] = []
 
     async def quantize(
         self, request: rpc.QuantizeRequest, call: Call
     ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
-        """Progress, then the result.  Closing the iterator stops the child and leaves no file."""
-        source, output = self._check(request)
-        if self._running:
-            raise ApiError("QUANTIZE_BUSY", "Another quantization is running.", retry_after_s=BUSY_RETRY_S)
-        self._running = True
+        """Places in the queue, progress, then the result.  Closing the iterator stops the child and leaves no file."""
+        job = self._check(request, call)
+        if len(self._jobs) > MAX_WAITING_JOBS:
+            message = f"{len(self._jobs)} quantizations run or wait already; no more can be queued."
+            raise ApiError("QUANTIZE_BUSY", message, retry_after_s=BUSY_RETRY_S)
+        self._jobs.append(job)
         try:
-            child = await _start(request, source, output)
-            log.info("quantize_started", request_id=call.request_id, source=source.name, output=output.name)
-            done = False
-            stderr = asyncio.create_task(_tail(child.stderr))
-            try:
-                async for response in _events(child, output):
-                    yield response
-                await child.wait()
-                if child.returncode != 0:
-                    log.error("quantize_failed", exit_code=child.returncode, stderr=(await stderr)[-2000:])
-                    raise ApiError("INTERNAL", "The quantization failed; the daemon's log has the cause.")
-                done = True
-            finally:
-                await asyncio.shield(asyncio.ensure_future(_end(child, stderr)))
-                if not done:
-                    _remove_partial(output)
-                log.info("quantize_ended", request_id=call.request_id, exit_code=child.returncode)
+            while (ahead := self._jobs.index(job)) and not job.cancelled:
+                queued = rpc.QuantizeQueued(job_id=job.id, jobs_ahead=ahead)
+                yield rpc.QuantizeResponse(queued=queued)
+                await job.changed.wait()
+                job.changed.clear()
+            if job.cancelled:
+                raise ApiError("CANCELLED", "The quantization was cancelled; no file was left.")
+            async for response in self._run(job):
+                yield response
         finally:
-            self._running = False
+            self._jobs.remove(job)
+            for one in self._jobs:
+                one.changed.set()
 
-    def _check(self, request: rpc.QuantizeRequest) -> tuple[ModelEntry, Path]:
-        source = self._folder.find(request.source)
-        if source is None:
-            raise not_found(request.source, "source")
+    def list_jobs(self) -> rpc.ListJobsResponse:
+        """The running job first, then those that wait."""
+        return rpc.ListJobsResponse(
+            jobs=[
+                rpc.QuantizeJob(
+                    job_id=job.id,
+                    source=job.request.source,
+                    output=job.output.name.removesuffix(SUFFIX),
+                    recipe=job.request.recipe,
+                    running=index == 0,
+                    progress=job.progress,
+                )
+                for index, job in enumerate(self._jobs)
+            ]
+        )
+
+    def cancel_job(self, request: rpc.CancelJobRequest) -> rpc.CancelJobResponse:
+        """Stops a job; its own call tells how it ended."""
+        job = next((one for one in self._jobs if one.id == request.job_id), None)
+        if job is None:
+            raise invalid("job_id", "no such job runs or waits")
+        job.cancelled = True
+        job.changed.set()
+        if job.child is not None:
+            _signal(job.child, signal.SIGTERM)
+        return rpc.CancelJobResponse()
+
+    async def _run(self, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
+        child = job.child = await _start(job.arguments)
+        log.info("quantize_started", request_id=job.id, source=job.request.source, output=job.output.name)
+        done = False
+        stderr = asyncio.create_task(_tail(child.stderr))
+        try:
+            async for response in _events(child, job.output, self._folders()):
+                if response.HasField("progress"):
+                    job.progress = response.progress
+                yield response
+            await child.wait()
+            if job.cancelled and child.returncode != 0:
+                raise ApiError("CANCELLED", "The quantization was cancelled; no file was left.")
+            if child.returncode != 0:
+                log.error("quantize_failed", exit_code=child.returncode, stderr=(await stderr)[-2000:])
+                raise ApiError("INTERNAL", "The quantization failed; the daemon's log has the cause.")
+            done = True
+        finally:
+            await asyncio.shield(asyncio.ensure_future(_end(child, stderr)))
+            if not done:
+                _remove_partial(job.output)
+            log.info("quantize_ended", request_id=job.id, exit_code=child.returncode)
+
+    def _check(self, request: rpc.QuantizeRequest, call: Call) -> _Job:
+        """Everything that can be refused without opening the model."""
+        source = self._find_source(request.source)
         output = self._folder.new_file(request.output, "output")
+        if any(job.output == output for job in self._jobs):
+            name = output.name.removesuffix(SUFFIX)
+            raise ApiError("OUTPUT_EXISTS", f"output: a job that makes {name!r} is queued", field="output")
+        return _Job(call.request_id, request, self._arguments(request, source, output), output)
+
+    def _find_source(self, name: str) -> Path:
+        entry = self._folder.find(name)
+        found = entry.path if entry is not None else self._folder.find_folder(name, "config.json")
+        if found is None:
+            raise not_found(name, "source")
+        return found
+
+    def _arguments(self, request: rpc.QuantizeRequest, source: Path, output: Path) -> list[str]:
+        """The child's command line.  Every text of the client is a value of an option written --name=value."""
         if request.HasField("threads") and not 1 <= request.threads <= MAX_THREADS:
             raise invalid("threads", f"must be 1 to {MAX_THREADS}, not {request.threads}")
         recipe = request.recipe
         if recipe and not (len(recipe) <= 32 and recipe.replace("_", "").isalnum() and recipe.isascii()):
             raise invalid("recipe", "must be the name of a recipe, such as Q4_K_M")
-        return source, output
+        if request.HasField("memory_bytes") and request.memory_bytes <= 0:
+            raise invalid("memory_bytes", f"must be above 0, not {request.memory_bytes}")
+        if len(request.tensor_types) > MAX_RULES or any(
+            len(one) > MAX_RULE_CHARS for one in request.tensor_types
+        ):
+            raise invalid(
+                "tensor_types", f"must be at most {MAX_RULES} rules of at most {MAX_RULE_CHARS} characters"
+            )
+        arguments = ["quantize", str(source), str(output), f"--recipe={recipe or DEFAULT_RECIPE}"]
+        arguments += [f"--tensor-type={rule}" for rule in request.tensor_types]
+        for option, value in (
+            ("output-type", request.output_type),
+            ("embedding-type", request.embedding_type),
+            ("attention-type", request.attention_type),
+            ("threads", str(request.threads) if request.HasField("threads") else ""),
+            ("memory", str(request.memory_bytes) if request.HasField("memory_bytes") else ""),
+        ):
+            if len(value) > MAX_RULE_CHARS:
+                raise invalid(option.replace("-", "_"), "is too long")
+            if value:
+                arguments.append(f"--{option}={value}")
+        arguments += ["--pure"] if request.pure else []
+        arguments += ["--no-input-hashes"] if request.no_input_hashes else []
+        arguments += [f"--lora={self._adapter(adapter)}" for adapter in request.lora]
+        if any("\0" in argument for argument in arguments):
+            raise invalid("tensor_types", "must not hold a NUL character")
+        return arguments
+
+    def _adapter(self, adapter: rpc.LoraAdapter) -> str:
+        folder = self._folder.find_folder(adapter.name, "adapter_config.json")
+        if folder is None:
+            raise not_found(adapter.name, "lora")
+        return f"{folder}:{adapter.scale if adapter.HasField('scale') else 1.0!r}"
+
+    def _folders(self) -> list[Path]:
+        return [path for path in (self._folder.path, self._folder.output) if path is not None]
 
 
 def child_command(arguments: list[str]) -> list[str]:
@@ -86,15 +199,11 @@ def child_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "daemon.lowprio", *arguments, "--progress-json"]
 
 
-async def _start(
-    request: rpc.QuantizeRequest, source: ModelEntry, output: Path
-) -> asyncio.subprocess.Process:
-    arguments = ["quantize", str(source.path), str(output), "--recipe", request.recipe or DEFAULT_RECIPE]
-    if request.HasField("threads"):
-        arguments += ["--threads", str(request.threads)]
+async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
     environment = {
         **os.environ,
         PARENT_VARIABLE: str(os.getpid()),
+        MEMORY_VARIABLE: str(CHILD_MEMORY_BYTES),
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
     }
     environment.pop("NOTIFY_SOCKET", None)  # the child has nothing to tell the service manager
@@ -110,7 +219,7 @@ async def _start(
 
 
 async def _events(
-    child: asyncio.subprocess.Process, output: Path
+    child: asyncio.subprocess.Process, output: Path, folders: list[Path]
 ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
     """The child's lines as messages: {"event": "progress" or "result", ...} with the messages' own field names.
 
@@ -124,7 +233,7 @@ async def _events(
         except (ValueError, TypeError, LookupError, AttributeError):
             continue  # not for us: a library's warning on stdout
         if kind == "error":
-            raise _refusal(facts["reason"], facts["message"], output.parent)
+            raise _refusal(facts["reason"], facts["message"], folders)
         if kind == "result":
             facts["output"] = output.name.removesuffix(SUFFIX)
         yield json_format.ParseDict({kind: facts}, rpc.QuantizeResponse(), ignore_unknown_fields=True)
@@ -166,7 +275,9 @@ def _remove_partial(output: Path) -> None:
                 left.unlink()
 
 
-def _refusal(reason: str, message: str, folder: Path) -> ApiError:
+def _refusal(reason: str, message: str, folders: list[Path]) -> ApiError:
     """The child's error as ours, without the host's paths."""
-    field = {"INVALID_MODEL_FILE": "source", "UNSUPPORTED_MODEL": "source", "UNSUPPORTED_RECIPE": "recipe"}
-    return ApiError(reason, message.replace(f"{folder}/", ""), field=field.get(reason, ""))
+    fields = {"INVALID_MODEL_FILE": "source", "UNSUPPORTED_MODEL": "source", "UNSUPPORTED_RECIPE": "recipe"}
+    for folder in folders:
+        message = message.replace(f"{folder}/", "")
+    return ApiError(reason, message, field=fields.get(reason, ""))

@@ -1,6 +1,7 @@
 """QuantizeService: the child's lines become events, its failures become errors, and cancelling it leaves nothing."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -73,6 +74,15 @@ async def test_progress_then_the_result(world, child):
         ({"recipe": "--help"}, "INVALID_ARGUMENT", "recipe"),
         ({"recipe": "x" * 33}, "INVALID_ARGUMENT", "recipe"),
         ({"recipe": "Q4 K"}, "INVALID_ARGUMENT", "recipe"),
+        ({"memory_bytes": 0}, "INVALID_ARGUMENT", "memory_bytes"),
+        ({"tensor_types": ["a=Q8_0"] * 65}, "INVALID_ARGUMENT", "tensor_types"),
+        ({"tensor_types": ["a" * 300 + "=Q8_0"]}, "INVALID_ARGUMENT", "tensor_types"),
+        ({"tensor_types": ["a\0=Q8_0"]}, "INVALID_ARGUMENT", "tensor_types"),
+        ({"output_type": "Q" * 400}, "INVALID_ARGUMENT", "output_type"),
+        ({"lora": [rpc.LoraAdapter(name="../adapter")]}, "MODEL_NOT_FOUND", "lora"),
+        ({"lora": [rpc.LoraAdapter(name="/tmp")]}, "MODEL_NOT_FOUND", "lora"),
+        ({"source": ".."}, "MODEL_NOT_FOUND", "source"),
+        ({"source": "."}, "MODEL_NOT_FOUND", "source"),
     ],
 )
 async def test_bad_requests_start_nothing(world, child, fields, reason, field):
@@ -117,9 +127,9 @@ async def test_cancel_kills_the_child_and_leaves_no_file(world, child):
     await call.read()
     call.cancel()
     end = time.monotonic() + 5
-    while world.services.quantize._running and time.monotonic() < end:
+    while world.services.quantize._jobs and time.monotonic() < end:
         await asyncio.sleep(0.01)
-    assert not world.services.quantize._running
+    assert not world.services.quantize._jobs
     assert files(world) == ["tiny.gguf"]
 
 
@@ -130,19 +140,125 @@ async def test_a_child_that_ignores_sigterm_is_killed(world, child, monkeypatch)
     await call.read()
     call.cancel()
     end = time.monotonic() + 5
-    while world.services.quantize._running and time.monotonic() < end:
+    while world.services.quantize._jobs and time.monotonic() < end:
         await asyncio.sleep(0.01)
-    assert not world.services.quantize._running
+    assert not world.services.quantize._jobs
     assert files(world) == ["tiny.gguf"]
 
 
-async def test_one_at_a_time(world, child):
+async def wait_for(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.01)
+
+
+async def test_jobs_wait_for_their_turn(world, child):
     child(SLOW)
     first = world.quantize.Quantize(request())
-    await first.read()
-    error = await refusal(world.quantize.Quantize(request(output="other")))
-    assert (error.reason, error.retry_after_s) == ("QUANTIZE_BUSY", 10.0)
+    assert (await first.read()).progress.tensor == "blk.0"
+    second = world.quantize.Quantize(request(output="second", recipe="Q8_0"))
+    assert (await second.read()).queued.jobs_ahead == 1
+    third = world.quantize.Quantize(request(output="third"))
+    assert (await third.read()).queued.jobs_ahead == 2
+    jobs = (await world.quantize.ListJobs(rpc.ListJobsRequest())).jobs
+    assert [(job.output, job.running, job.progress.tensors_done) for job in jobs] == [
+        ("out", True, 1),
+        ("second", False, 0),
+        ("third", False, 0),
+    ]
+    assert jobs[1].recipe == "Q8_0"
+    assert len({job.job_id for job in jobs}) == 3
+    # the same name twice is refused while the first of them waits
+    error = await refusal(world.quantize.Quantize(request(output="third")))
+    assert (error.reason, error.field) == ("OUTPUT_EXISTS", "output")
     first.cancel()
+    assert (await second.read()).progress.tensor == "blk.0"
+    assert (await third.read()).queued.jobs_ahead == 1
+    second.cancel()
+    third.cancel()
+    await wait_for(lambda: not world.services.quantize._jobs)
+    assert files(world) == ["tiny.gguf"]
+
+
+async def test_jobs_are_cancelled_by_their_id(world, child):
+    child("import signal; signal.signal(15, lambda *_: sys.exit(75)); " + SLOW)
+    running = world.quantize.Quantize(request())
+    await running.read()
+    waiting = world.quantize.Quantize(request(output="waiting"))
+    await waiting.read()
+    ids = [job.job_id for job in (await world.quantize.ListJobs(rpc.ListJobsRequest())).jobs]
+    for call, job_id in ((waiting, ids[1]), (running, ids[0])):
+        await world.quantize.CancelJob(rpc.CancelJobRequest(job_id=job_id))
+        assert await call.code() is grpc.StatusCode.CANCELLED
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.quantize.CancelJob(rpc.CancelJobRequest(job_id=ids[0]))
+    assert from_rpc_error(caught.value).field == "job_id"
+    assert not world.services.quantize._jobs
+    assert files(world) == ["tiny.gguf"]
+
+
+async def test_the_queue_is_bounded(world, child, monkeypatch):
+    monkeypatch.setattr(quantize, "MAX_WAITING_JOBS", 1)
+    child(SLOW)
+    calls = [world.quantize.Quantize(request(output=f"out{i}")) for i in range(2)]
+    for call in calls:
+        await call.read()
+    error = await refusal(world.quantize.Quantize(request(output="one too many")))
+    assert (error.reason, error.retry_after_s) == ("QUANTIZE_BUSY", 10.0)
+    for call in calls:
+        call.cancel()
+    await wait_for(lambda: not world.services.quantize._jobs)
+
+
+async def test_every_option_reaches_the_child(world, child):
+    (world.folder / "adapter").mkdir()
+    (world.folder / "adapter" / "adapter_config.json").write_text("{}")
+    (world.folder / "weights").mkdir()
+    (world.folder / "weights" / "config.json").write_text("{}")
+    child("import json; print(json.dumps(dict(event='result', data_sha256=' '.join(sys.argv[1:]))))")
+    events = [
+        event
+        async for event in world.quantize.Quantize(
+            request(
+                source="weights",
+                recipe="auto",
+                threads=3,
+                pure=True,
+                output_type="Q8_0",
+                embedding_type="F16",
+                attention_type="IQ4_NL",
+                tensor_types=["--a=Q8_0", "b=Q6_K"],
+                lora=[rpc.LoraAdapter(name="adapter", scale=0.5)],
+                memory_bytes=1000,
+                no_input_hashes=True,
+            )
+        )
+    ]
+    folder = world.folder
+    assert events[-1].result.data_sha256.split(" ") == [
+        "quantize", f"{folder}/weights", f"{folder}/out.gguf", "--recipe=auto", "--tensor-type=--a=Q8_0",
+        "--tensor-type=b=Q6_K", "--output-type=Q8_0", "--embedding-type=F16", "--attention-type=IQ4_NL", "--threads=3",
+        "--memory=1000", "--pure", "--no-input-hashes", f"--lora={folder}/adapter:0.5",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["a link", "a pipe", "a link to a folder"])
+async def test_folders_with_links_or_devices_are_refused(world, child, what):
+    child("open(sys.argv[3], 'w').close()")
+    folder = world.folder / "weights"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    if what == "a pipe":
+        os.mkfifo(folder / "model.safetensors")
+    else:
+        (folder / "model.safetensors").symlink_to("/etc/passwd" if what == "a link" else "/etc")
+    error = await refusal(world.quantize.Quantize(request(source="weights")))
+    assert (error.reason, error.field) == ("INVALID_ARGUMENT", "source")
+    assert "link or no plain file" in error.message
+    (world.folder / "linked").symlink_to(folder)
+    error = await refusal(world.quantize.Quantize(request(source="linked")))
+    assert error.reason == "MODEL_NOT_FOUND"
 
 
 def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
@@ -151,8 +267,10 @@ def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
     (tmp_path / "probe.py").write_text(
         "import os, time, daemon.__main__ as command_line\n"
         "def main():\n"
+        "    import ctypes, resource\n"
+        "    io = ctypes.CDLL(None).syscall(lowprio._IOPRIO_SET[os.uname().machine] + 1, 1, 0)\n"
         f"    open({str(report)!r} + '.new', 'w').write(f'{{os.getpid()}} {{os.nice(0)}} '\n"
-        "        + open('/proc/self/oom_score_adj').read())\n"
+        "        + open('/proc/self/oom_score_adj').read() + f' {io >> 13} {resource.getrlimit(resource.RLIMIT_DATA)[0]}')\n"
         f"    os.rename({str(report)!r} + '.new', {str(report)!r})\n"
         "    time.sleep(60)\n"
         "command_line.main = main\n"
@@ -161,7 +279,8 @@ def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
     )
     parent_code = (
         "import os, subprocess, sys, time; "
-        "environment = {**os.environ, 'QUANTD_PARENT_PID': str(os.getpid()), 'PYTHONPATH': os.pathsep.join(sys.path)}; "
+        "environment = {**os.environ, 'QUANTD_PARENT_PID': str(os.getpid()), 'QUANTD_CHILD_MEMORY_BYTES': '1000000000', "
+        "'PYTHONPATH': os.pathsep.join(sys.path)}; "
         f"subprocess.Popen([sys.executable, {str(tmp_path / 'probe.py')!r}], env=environment); time.sleep(60)"
     )
     root = Path(__file__).resolve().parents[2]
@@ -171,8 +290,9 @@ def test_the_child_gives_way_and_ends_with_its_parent(tmp_path):
         end = time.monotonic() + 60
         while not report.exists() and time.monotonic() < end:
             time.sleep(0.02)
-        pid, nice, oom = map(int, report.read_text().split())
+        pid, nice, oom, io_class, memory = map(int, report.read_text().split())
         assert nice == 19
+        assert (io_class, memory) == (3, 1000000000)
         assert oom == 1000
         parent.send_signal(signal.SIGKILL)
         end = time.monotonic() + 60

@@ -199,35 +199,31 @@ def test_quantize_reports_progress_and_a_result(stubs, served):
         assert 8 < result.bits_per_weight < 9.5
         again = refusal(stubs.quantize.Quantize, request)
         assert again.code() is grpc.StatusCode.ALREADY_EXISTS
+        assert len(result.data_sha256) == 64
     finally:
         (served.models / "made.gguf").unlink()
+        (served.models / "made.gguf.manifest.json").unlink()
 
 
-def test_one_quantization_at_a_time_and_a_cancelled_one_leaves_no_file(stubs, served):
+def test_quantizations_wait_for_each_other_and_a_cancelled_one_leaves_no_file(stubs, served):
     before = sorted(path.name for path in served.models.iterdir())
-
-    def refused(**changes):
-        fields = {"source": "demo-f16", "output": "other", "recipe": "Q9_Z", **changes}
-        return from_rpc_error(
-            refusal(stubs.quantize.Quantize, quantize_service_pb2.QuantizeRequest(**fields))
-        )
 
     call = stubs.quantize.Quantize(
         quantize_service_pb2.QuantizeRequest(source="demo-f16", output="cancelled")
     )
     time.sleep(0.1)
-    busy = refused()
-    assert busy.reason == "QUANTIZE_BUSY"
-    assert busy.retry_after_s > 0
+    other = stubs.quantize.Quantize(
+        quantize_service_pb2.QuantizeRequest(source="demo-f16", output="other", recipe="Q9_Z")
+    )
+    assert next(other).queued.jobs_ahead == 1
     call.cancel()
-    end = time.monotonic() + 10
-    while (error := refused()).reason == "QUANTIZE_BUSY":
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    assert sorted(path.name for path in served.models.iterdir()) == before
-    # The same request, now that nothing is in its way: recipes that are not there are refused by name.
+    # Now that nothing is in its way: recipes that are not there are refused by name.
+    with pytest.raises(grpc.RpcError) as caught:
+        list(other)
+    error = from_rpc_error(caught.value)
     assert error.grpc_code.name == "INVALID_ARGUMENT"
     assert "Q9_Z" in error.message
+    assert sorted(path.name for path in served.models.iterdir()) == before
 
 
 def test_health_and_reflection(stubs):

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,14 +28,44 @@ class QuantizeRequest(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    PURE_FIELD_NUMBER: _builtins.int
+    OUTPUT_TYPE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_TYPE_FIELD_NUMBER: _builtins.int
+    ATTENTION_TYPE_FIELD_NUMBER: _builtins.int
+    TENSOR_TYPES_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NO_INPUT_HASHES_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """Name of the source: a GGUF file in F32, F16 or BF16 in the model folder."""
+    """Name of the source in the model folder: a GGUF file in F32, F16, BF16 or Q8_0, or a Hugging Face folder
+    (config.json, safetensors, tokenizer). Names only: no paths, no links.
+    """
     output: _builtins.str
     """Name of the result in the same folder; must not exist."""
     recipe: _builtins.str
-    """Recipe, such as "Q4_K_M". Empty: Q4_K_M."""
+    """Recipe, such as "Q4_K_M", or "auto": the best one that fits memory_bytes. Empty: Q4_K_M."""
     threads: _builtins.int
     """Threads to use, 1 to 256. Unset: all cores."""
+    pure: _builtins.bool
+    """The recipe's main type for every matrix, without its exceptions. Default: false."""
+    output_type: _builtins.str
+    """Type of the output matrix, such as "Q8_0". Empty: by the recipe."""
+    embedding_type: _builtins.str
+    """Type of the token embedding. Empty: by the recipe."""
+    attention_type: _builtins.str
+    """Type of the attention's query, key, value and output matrices. Empty: by the recipe."""
+    memory_bytes: _builtins.int
+    """With recipe "auto": bytes of memory in which the result must be servable, above 0. Unset: what is free now."""
+    no_input_hashes: _builtins.bool
+    """Do not hash the inputs: saves a second read of them, but published checksums are not compared. Default: false."""
+    @_builtins.property
+    def tensor_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """REGEX=TYPE for tensors in whose name REGEX is found, at most 64 of at most 256 characters; the first that fits decides."""
+
+    @_builtins.property
+    def lora(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoraAdapter]:
+        """LoRA adapters to merge into a Hugging Face folder, at most 8."""
+
     def __init__(
         self,
         *,
@@ -41,16 +73,83 @@ class QuantizeRequest(_message.Message):
         output: _builtins.str = ...,
         recipe: _builtins.str = ...,
         threads: _builtins.int | None = ...,
+        pure: _builtins.bool = ...,
+        output_type: _builtins.str = ...,
+        embedding_type: _builtins.str = ...,
+        attention_type: _builtins.str = ...,
+        tensor_types: _abc.Iterable[_builtins.str] | None = ...,
+        lora: _abc.Iterable[Global___LoraAdapter] | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        no_input_hashes: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threads", b"_threads", "threads", b"threads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "memory_bytes", b"memory_bytes", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threads", b"_threads", "output", b"output", "recipe", b"recipe", "source", b"source", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "attention_type", b"attention_type", "embedding_type", b"embedding_type", "lora", b"lora", "memory_bytes", b"memory_bytes", "no_input_hashes", b"no_input_hashes", "output", b"output", "output_type", b"output_type", "pure", b"pure", "recipe", b"recipe", "source", b"source", "tensor_types", b"tensor_types", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
     _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threads) -> _WhichOneofReturnType__threads | None: ...
 
 Global___QuantizeRequest: _TypeAlias = QuantizeRequest  # noqa: Y015
+
+@_typing.final
+class LoraAdapter(_message.Message):
+    """A LoRA adapter in PEFT's form."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of its folder in the model folder."""
+    scale: _builtins.float
+    """Factor of its own scale, -100 to 100. Unset: 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scale: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "name", b"name", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+
+Global___LoraAdapter: _TypeAlias = LoraAdapter  # noqa: Y015
+
+@_typing.final
+class QuantizeQueued(_message.Message):
+    """A place in the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    JOBS_AHEAD_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Id of the job, for CancelJob."""
+    jobs_ahead: _builtins.int
+    """Jobs that come first, the running one included."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        jobs_ahead: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "jobs_ahead", b"jobs_ahead"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizeQueued: _TypeAlias = QuantizeQueued  # noqa: Y015
 
 @_typing.final
 class QuantizeProgress(_message.Message):
@@ -109,6 +208,9 @@ class QuantizeResult(_message.Message):
     SOURCE_BYTES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     BITS_PER_WEIGHT_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    DATA_SHA256_FIELD_NUMBER: _builtins.int
+    RESUMED_TENSORS_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """Name of the result."""
     output_bytes: _builtins.int
@@ -119,6 +221,12 @@ class QuantizeResult(_message.Message):
     """Seconds that it took."""
     bits_per_weight: _builtins.float
     """Bits per weight of the result, over all tensors."""
+    recipe: _builtins.str
+    """Recipe that was used; with "auto", the one that was chosen."""
+    data_sha256: _builtins.str
+    """SHA-256 of the result's tensor data, hexadecimal, as its manifest has it."""
+    resumed_tensors: _builtins.int
+    """Tensors that an earlier run, which was killed, had finished."""
     def __init__(
         self,
         *,
@@ -127,10 +235,13 @@ class QuantizeResult(_message.Message):
         source_bytes: _builtins.int = ...,
         seconds: _builtins.float = ...,
         bits_per_weight: _builtins.float = ...,
+        recipe: _builtins.str = ...,
+        data_sha256: _builtins.str = ...,
+        resumed_tensors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_weight", b"bits_per_weight", "output", b"output", "output_bytes", b"output_bytes", "seconds", b"seconds", "source_bytes", b"source_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_weight", b"bits_per_weight", "data_sha256", b"data_sha256", "output", b"output", "output_bytes", b"output_bytes", "recipe", b"recipe", "resumed_tensors", b"resumed_tensors", "seconds", b"seconds", "source_bytes", b"source_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,6 +255,7 @@ class QuantizeResponse(_message.Message):
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___QuantizeProgress:
         """How far it is."""
@@ -152,18 +264,147 @@ class QuantizeResponse(_message.Message):
     def result(self) -> Global___QuantizeResult:
         """The result; always the last event of a stream that succeeds."""
 
+    @_builtins.property
+    def queued(self) -> Global___QuantizeQueued:
+        """The job waits; sent at first and whenever its place changes."""
+
     def __init__(
         self,
         *,
         progress: Global___QuantizeProgress | None = ...,
         result: Global___QuantizeResult | None = ...,
+        queued: Global___QuantizeQueued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "queued", b"queued", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "queued", b"queued", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___QuantizeResponse: _TypeAlias = QuantizeResponse  # noqa: Y015
+
+@_typing.final
+class ListJobsRequest(_message.Message):
+    """Nothing to say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListJobsResponse(_message.Message):
+    """The jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuantizeJob]:
+        """The running one first."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___QuantizeJob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
+
+@_typing.final
+class QuantizeJob(_message.Message):
+    """One job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Its id: the request id of its Quantize call."""
+    source: _builtins.str
+    """Name of the source."""
+    output: _builtins.str
+    """Name of the result."""
+    recipe: _builtins.str
+    """Recipe as it was asked for; empty: Q4_K_M."""
+    running: _builtins.bool
+    """True where it runs, false where it waits."""
+    @_builtins.property
+    def progress(self) -> Global___QuantizeProgress:
+        """The last progress of a running job. Unset: none yet."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        output: _builtins.str = ...,
+        recipe: _builtins.str = ...,
+        running: _builtins.bool = ...,
+        progress: Global___QuantizeProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "output", b"output", "progress", b"progress", "recipe", b"recipe", "running", b"running", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizeJob: _TypeAlias = QuantizeJob  # noqa: Y015
+
+@_typing.final
+class CancelJobRequest(_message.Message):
+    """Which job to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Id of the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class CancelJobResponse(_message.Message):
+    """The job is being stopped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelJobResponse: _TypeAlias = CancelJobResponse  # noqa: Y015

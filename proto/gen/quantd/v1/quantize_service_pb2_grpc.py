@@ -40,6 +40,16 @@ class QuantizeServiceStub:
                 request_serializer=quantd_dot_v1_dot_quantize__service__pb2.QuantizeRequest.SerializeToString,
                 response_deserializer=quantd_dot_v1_dot_quantize__service__pb2.QuantizeResponse.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/quantd.v1.QuantizeService/ListJobs',
+                request_serializer=quantd_dot_v1_dot_quantize__service__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_quantize__service__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/quantd.v1.QuantizeService/CancelJob',
+                request_serializer=quantd_dot_v1_dot_quantize__service__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_quantize__service__pb2.CancelJobResponse.FromString,
+                _registered_method=True)
 
 
 class QuantizeServiceServicer:
@@ -48,7 +58,21 @@ class QuantizeServiceServicer:
 
     def Quantize(self, request, context):
         """Quantizes a model of the model folder. Progress events, then the result. Cancelling the call stops the work
-        and leaves no file.
+        and leaves no file. One job runs at a time; up to 8 more wait for their turn, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """Lists the job that runs and those that wait, in their order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Stops a job, whether it runs or waits; its Quantize call ends with the reason CANCELLED and leaves no file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +85,16 @@ def add_QuantizeServiceServicer_to_server(servicer, server):
                     servicer.Quantize,
                     request_deserializer=quantd_dot_v1_dot_quantize__service__pb2.QuantizeRequest.FromString,
                     response_serializer=quantd_dot_v1_dot_quantize__service__pb2.QuantizeResponse.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=quantd_dot_v1_dot_quantize__service__pb2.ListJobsRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_quantize__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=quantd_dot_v1_dot_quantize__service__pb2.CancelJobRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_quantize__service__pb2.CancelJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +125,60 @@ class QuantizeService:
             '/quantd.v1.QuantizeService/Quantize',
             quantd_dot_v1_dot_quantize__service__pb2.QuantizeRequest.SerializeToString,
             quantd_dot_v1_dot_quantize__service__pb2.QuantizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.QuantizeService/ListJobs',
+            quantd_dot_v1_dot_quantize__service__pb2.ListJobsRequest.SerializeToString,
+            quantd_dot_v1_dot_quantize__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.QuantizeService/CancelJob',
+            quantd_dot_v1_dot_quantize__service__pb2.CancelJobRequest.SerializeToString,
+            quantd_dot_v1_dot_quantize__service__pb2.CancelJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,8 +35,12 @@ class QuantizeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> QuantizeServiceAsyncStub: ...
     Quantize: _grpc.UnaryStreamMultiCallable[_quantize_service_pb2.QuantizeRequest, _quantize_service_pb2.QuantizeResponse]
     """Quantizes a model of the model folder. Progress events, then the result. Cancelling the call stops the work
-    and leaves no file.
+    and leaves no file. One job runs at a time; up to 8 more wait for their turn, in order.
     """
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_quantize_service_pb2.ListJobsRequest, _quantize_service_pb2.ListJobsResponse]
+    """Lists the job that runs and those that wait, in their order."""
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_quantize_service_pb2.CancelJobRequest, _quantize_service_pb2.CancelJobResponse]
+    """Stops a job, whether it runs or waits; its Quantize call ends with the reason CANCELLED and leaves no file."""
 
 @_typing.type_check_only
 class QuantizeServiceAsyncStub(QuantizeServiceStub):
@@ -45,8 +49,12 @@ class QuantizeServiceAsyncStub(QuantizeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Quantize: _aio.UnaryStreamMultiCallable[_quantize_service_pb2.QuantizeRequest, _quantize_service_pb2.QuantizeResponse]  # type: ignore[assignment]
     """Quantizes a model of the model folder. Progress events, then the result. Cancelling the call stops the work
-    and leaves no file.
+    and leaves no file. One job runs at a time; up to 8 more wait for their turn, in order.
     """
+    ListJobs: _aio.UnaryUnaryMultiCallable[_quantize_service_pb2.ListJobsRequest, _quantize_service_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Lists the job that runs and those that wait, in their order."""
+    CancelJob: _aio.UnaryUnaryMultiCallable[_quantize_service_pb2.CancelJobRequest, _quantize_service_pb2.CancelJobResponse]  # type: ignore[assignment]
+    """Stops a job, whether it runs or waits; its Quantize call ends with the reason CANCELLED and leaves no file."""
 
 class QuantizeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Quantization as a service; runs as a child process of low priority beside the serving."""
@@ -58,7 +66,23 @@ class QuantizeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_quantize_service_pb2.QuantizeResponse], _abc.AsyncIterator[_quantize_service_pb2.QuantizeResponse]]:
         """Quantizes a model of the model folder. Progress events, then the result. Cancelling the call stops the work
-        and leaves no file.
+        and leaves no file. One job runs at a time; up to 8 more wait for their turn, in order.
         """
+
+    @_abc_1.abstractmethod
+    def ListJobs(
+        self,
+        request: _quantize_service_pb2.ListJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quantize_service_pb2.ListJobsResponse, _abc.Awaitable[_quantize_service_pb2.ListJobsResponse]]:
+        """Lists the job that runs and those that wait, in their order."""
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _quantize_service_pb2.CancelJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quantize_service_pb2.CancelJobResponse, _abc.Awaitable[_quantize_service_pb2.CancelJobResponse]]:
+        """Stops a job, whether it runs or waits; its Quantize call ends with the reason CANCELLED and leaves no file."""
 
 def add_QuantizeServiceServicer_to_server(servicer: QuantizeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
