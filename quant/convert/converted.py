@@ -115,12 +115,18 @@ def rope_parameters(config: Config) -> Config:
     return found.part("full_attention") if "full_attention" in found else found
 
 
+def rope_base(config: Config, default: float | None = 10000.0) -> float:
+    """Return the base of the rotation's frequencies."""
+    scaling = rope_parameters(config)
+    return (scaling if "rope_theta" in scaling else config).number(
+        "rope_theta", default, minimum=1, maximum=1e12
+    )
+
+
 def set_rope(out: Converted, config: Config, rope_dim: int, *, default_base: float | None = 10000.0) -> None:
     """Add base, rotated length and scaling; Llama 3's scaling becomes the tensor rope_freqs.weight."""
     scaling = rope_parameters(config)
-    base = (
-        scaling.number("rope_theta") if "rope_theta" in scaling else config.number("rope_theta", default_base)
-    )
+    base = rope_base(config, default_base)
     out.set("rope.freq_base", "f32", base)
     out.set("rope.dimension_count", "u32", rope_dim)
     kind = scaling.string("rope_type", scaling.string("type", "default"))

@@ -60,7 +60,7 @@ def convert_smollm3(config: Config, weights: Checkpoint, n_tokens: int) -> Conve
     out = Converted("smollm3")
     s = _convert(out, config, weights)
     rotated = config.get("no_rope_layers")  # 1 where a layer rotates
-    if rotated and list(rotated) != [int((i + 1) % _UNROTATED_EVERY != 0) for i in range(s.n_layers)]:
+    if rotated and rotated != [int((i + 1) % _UNROTATED_EVERY != 0) for i in range(s.n_layers)]:
         config.fail(
             "no_rope_layers", f"must leave out every {_UNROTATED_EVERY}th layer, as GGUF's smollm3 does"
         )

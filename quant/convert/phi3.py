@@ -14,6 +14,7 @@ from quant.convert.converted import (
     model_prefix,
     norm,
     read_shape,
+    rope_base,
     rope_parameters,
     set_decoder,
 )
@@ -53,8 +54,7 @@ def _set_rope(out: Converted, config: Config, head_dim: int) -> None:
         "partial_rotary_factor", config.number("partial_rotary_factor", 1.0), minimum=0.01, maximum=1
     )
     rope_dim = int(part * head_dim)
-    base = scaling.number("rope_theta") if "rope_theta" in scaling else config.number("rope_theta", 10000.0)
-    out.set("rope.freq_base", "f32", base)
+    out.set("rope.freq_base", "f32", rope_base(config))
     out.set("rope.dimension_count", "u32", rope_dim)
     context = config.integer("max_position_embeddings")
     original = config.integer("original_max_position_embeddings", context)

@@ -16,6 +16,14 @@ def read_tokenizer(folder: Path) -> Vocabulary:
     Raises UnsupportedModelError naming a kind or pre-tokenizer that is not known, ModelFormatError, OSError.
     """
     files = TokenizerFiles(folder)
+    try:
+        return _read(files, folder)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # The files nest deep and in many forms; whatever is not of the expected one ends here.
+        raise files.fault(f"a field has another form than is known ({str(error)[:120]})") from error
+
+
+def _read(files: TokenizerFiles, folder: Path) -> Vocabulary:
     model = files.tokenizer.get("model")
     kind = (model.get("type") or "BPE") if isinstance(model, dict) else ""
     has_bytes = isinstance(model, dict) and bool(model.get("byte_fallback"))
