@@ -106,10 +106,14 @@ def attention(
     kv_type: str,
     page_tokens: int = 32,
     scale: float | None = None,
+    ends: list[int] | None = None,
+    resume: int = 0,
+    parts: bool = False,
 ) -> Floats:
-    """One query row q (n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): (n_heads, head_dim).
+    """Query rows q (n_rows, n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): the shape of q.
 
-    scale None means 1 / sqrt(head_dim).
+    scale None means 1 / sqrt(head_dim).  Row r sees positions [0, ends[r]), all of them by default.  resume (a multiple
+    of 256) computes the positions below it in a call of their own; parts computes each range of 256 apart and merges.
     """
 
 def rms_norm(level: str, x: Floats, weight: Floats, eps: float) -> Floats:
