@@ -11,7 +11,7 @@ from tests.kernels.support import LEVELS, WIDE_LEVELS
 
 # Largest error relative to the largest magnitude of the values, given keys and values as they are cached.  Wide levels
 # round queries to 15 bits where the keys are q8_0.
-TOLERANCE = {"f16": 2e-6, "q8_0": 4e-5}
+TOLERANCE = {"f16": 2e-6, "q8_0": 1e-4}
 
 
 def attention(level: str, q: np.ndarray, *arguments: object, **named: object) -> np.ndarray:

@@ -9,6 +9,11 @@
 // multiply-adds of floats; the rounding is 1/250 of that of the keys.  The scales of q8_0 values are folded
 // into the weights.
 //
+// Bound by multiply-adds: 16 a cycle and core in floats.  Measured on Zen 3 (50.7 G multiply-adds/s a core in
+// a loop of nothing else), cache resident: f16 71 % of that in prompts (heads of 64; 79 %, heads of 128), 65
+// % in decoding with four heads for each KV head, where one core reads 16 GB/s of cache; q8_0 65 % and 55 %.
+// With one head for each KV head the bytes of f16 keys and values bound it: 35 GB/s a core.
+//
 // What this level does not take goes to the scalar one: a head_dim that is no multiple of 8, and pages that
 // neither divide a range into whole groups of positions nor hold whole ranges.
 #include <immintrin.h>
