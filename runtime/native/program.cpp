@@ -232,6 +232,7 @@ void Program::finish() {
     find_tail();
     allocate_buffers();
     allocate_scratch();
+    readahead_ = plan_readahead();
     finished_ = true;
 }
 
@@ -260,6 +261,24 @@ void Program::find_tail() {
         if (const auto* o = std::get_if<GatedLinearOp>(&ops_[i])) read(o->in), write(o->out);
         if (const auto* o = std::get_if<SelectOp>(&ops_[i])) read(o->in), write(o->out);
     }
+}
+
+// The matrices in the order in which a step reads them.  Of an embedding a step reads a row for each token
+// only.
+std::unique_ptr<Readahead> Program::plan_readahead() const {
+    std::vector<Readahead::Range> ranges;
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        const auto read = [&](int index) {
+            const Tensor& each = matrices_[static_cast<size_t>(index)];
+            ranges.push_back({each.data, each.n_out * each.row_bytes, static_cast<int64_t>(i)});
+        };
+        if (const auto* o = std::get_if<LinearOp>(&ops_[i])) {
+            for (const LinearTarget& target : o->targets) read(target.weight);
+        }
+        if (const auto* o = std::get_if<GatedLinearOp>(&ops_[i])) read(o->gate), read(o->up);
+        if (const auto* o = std::get_if<HeadOp>(&ops_[i])) read(o->weight);
+    }
+    return std::make_unique<Readahead>(std::move(ranges));
 }
 
 void Program::allocate_buffers() {

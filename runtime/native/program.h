@@ -16,6 +16,7 @@
 
 #include "arena.h"
 #include "kernels.h"
+#include "readahead.h"
 #include "sampler.h"
 #include "threads.h"
 
@@ -281,6 +282,7 @@ class Program {
     AttentionArgs attention_args(const AttentionOp& op, const AttentionBlock& block, int64_t head,
                                  int thread) noexcept;
     void find_tail();
+    std::unique_ptr<Readahead> plan_readahead() const;
     void find_tail_rows() noexcept;
     void begin_tail() noexcept;
     int64_t live_row(int32_t row) const noexcept;
@@ -339,6 +341,8 @@ class Program {
     std::vector<int> tail_buffers_;   // read in the tail and written before it
     std::vector<int32_t> tail_rows_;  // (max_rows) wanted rows, ascending, each once
     bool in_tail_ = false;            // rows are now those of tail_rows_
+
+    std::unique_ptr<Readahead> readahead_;  // of the first step
 
     const StepInput* input_ = nullptr;  // of the step in flight
     std::span<RowScore> scores_;

@@ -172,8 +172,10 @@ void Program::step(const StepInput& input, std::span<RowScore> scores) noexcept 
     plan_attention();
     for (size_t i = 0; i < ops_.size(); ++i) {
         if (i == tail_begin_) find_tail_rows();
+        if (readahead_ != nullptr) readahead_->advance(static_cast<int64_t>(i));
         std::visit([this](const auto& each) { run(each); }, ops_[i]);
     }
+    readahead_.reset();  // the weights have been read once
     input_ = nullptr;
 }
 
