@@ -221,9 +221,10 @@ void test_attention(const Kernels& kernels, const Kernels& scalar) {
                         const int64_t group = heads / n_rows;
                         const auto got =
                             run_attention(kernels, type, n_rows, group, head_dim, n_positions, 16, q, kv);
-                        CHECK(close(
-                            got, run_attention(scalar, type, n_rows, group, head_dim, n_positions, 16, q, kv),
-                            type == KvType::F16 ? 1e-5f : 1e-4f));
+                        const auto expected =
+                            run_attention(scalar, type, n_rows, group, head_dim, n_positions, 16, q, kv);
+                        // Wide levels round queries to 15 bits where the keys are Q8_0.
+                        CHECK(close(got, expected, type == KvType::F16 ? 1e-5f : 1e-3f));
                     }
                 }
             }
