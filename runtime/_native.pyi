@@ -279,8 +279,15 @@ class Program:
         out_rows: Int32,
         samplers: list[Sampler | None],
         targets: Int32,
+        logits: Floats | None = None,
     ) -> tuple[Int32, Floats, Floats, Int32, Floats, Bytes]:
-        """Run one step; arrays as in runtime.step_plan.StepPlan, results in the order of StepResult.
+        """Run one step; the raw logits go to `logits` (n_out, n_vocab) if given.  Arrays as in runtime.step_plan.StepPlan, results in the order of StepResult.
 
         ValueError for an index out of range (nothing was touched), RuntimeError while another thread is in a step.
         """
+
+    def collect_inputs(self) -> None:
+        """From now on sum the squares of every matrix's input; ValueError before finish."""
+
+    def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], int]]:
+        """Return (sum of squares of each column (n_in,), rows seen) of the input of each matrix that was multiplied."""

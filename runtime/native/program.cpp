@@ -368,6 +368,13 @@ void Program::allocate_scratch() {
                       shape.n_pages * 4;
 }
 
+void Program::collect_inputs() {
+    if (!finished_) fail("inputs are collected once the program is finished");
+    std::vector<int64_t> n_columns;
+    for (const Tensor& matrix : matrices_) n_columns.push_back(matrix.n_in);
+    inputs_ = std::make_unique<InputStatistics>(n_columns);
+}
+
 std::string Program::describe() const {
     std::string text;
     const auto name = [this](int index) { return buffers_[static_cast<size_t>(index)].name; };

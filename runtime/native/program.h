@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "input_statistics.h"
 #include "kernels.h"
 #include "readahead.h"
 #include "sampler.h"
@@ -164,6 +165,7 @@ struct StepInput {
     std::span<const int32_t> out_rows;   // (n_out) rows whose logits are wanted
     std::span<const int32_t> targets;    // (n_out) token whose log-probability is wanted, or -1
     std::span<Sampler* const> samplers;  // (n_out) nullptr: do not sample; one in several: they verify
+    float* logits = nullptr;             // (n_out, n_vocab) raw logits are copied here; nullptr: nobody asks
 };
 
 struct ProgramSettings {
@@ -197,7 +199,12 @@ class Program {
     bool finished() const { return finished_; }
     int64_t scratch_bytes() const { return scratch_bytes_; }  // buffers, logits and per-thread scratch
     int64_t logits_rows() const { return logits_rows_; }      // output rows of one tile
-    std::string describe() const;                             // one line per operation
+    // From now on steps sum the squares of every matrix's input (calibration).  To be called after finish().
+    void collect_inputs();
+    const InputStatistics* inputs() const { return inputs_.get(); }  // nullptr: nothing is collected
+    size_t n_matrices() const { return matrices_.size(); }
+    const Tensor& matrix_at(size_t index) const { return matrices_.at(index); }
+    std::string describe() const;  // one line per operation
 
   private:
     // Scratch of one thread, all of it taken in finish().
@@ -292,6 +299,7 @@ class Program {
                 int64_t end, float* out, int64_t out_stride, const float* bias, bool accumulate,
                 int thread) noexcept;
     void expand_and_multiply(const Tensor& weight, MatmulArgs args, float* expanded) noexcept;
+    void observe(int weight, const Buffer& in, int64_t n_rows) noexcept;
     void quantize_row(const Buffer& buffer, int64_t row) noexcept;
     void quantize_rows(const Buffer& buffer, int64_t n_rows) noexcept;
     template <typename RowBody>
@@ -334,6 +342,7 @@ class Program {
     std::vector<const Sampler*> sampler_order_;  // (max_rows) sorted samplers of the checked step
     std::vector<Segment> segments_;              // room for the widest LinearOp
     std::vector<ThreadScratch> threads_;         // (n_threads)
+    std::unique_ptr<InputStatistics> inputs_;    // of matrices_; nullptr: nothing is collected
 
     // The tail: what follows the keys and values of the last layer, computed only for rows whose logits are
     // wanted.

@@ -199,6 +199,10 @@ void Program::prepare_rows() noexcept {
     });
 }
 
+void Program::observe(int weight, const Buffer& in, int64_t n_rows) noexcept {
+    if (inputs_ != nullptr) inputs_->add(static_cast<size_t>(weight), in.data, in.stride, n_rows);
+}
+
 // The forms in which matmuls read this row, made once by whoever wrote it.
 void Program::quantize_row(const Buffer& each, int64_t row) noexcept {
     constexpr auto small = static_cast<size_t>(ActForm::Q8_32);
@@ -334,6 +338,7 @@ void Program::run(const LinearOp& op) noexcept {
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     for (size_t i = 0; i < op.targets.size(); ++i) {
         const LinearTarget& target = op.targets[i];
+        observe(target.weight, in, n_rows_);
         const Buffer& out = buffers_[static_cast<size_t>(target.out)];
         const float* bias =
             target.bias == -1
@@ -353,6 +358,8 @@ void Program::run(const GatedLinearOp& op) noexcept {
     const Buffer& out = buffers_[static_cast<size_t>(op.out)];
     const Tensor& gate = matrices_[static_cast<size_t>(op.gate)];
     const Tensor& up = matrices_[static_cast<size_t>(op.up)];
+    observe(op.gate, in, n_rows_);
+    observe(op.up, in, n_rows_);
     const int64_t n_chunks = (out.width + kGatedChunk - 1) / kGatedChunk;
     const int64_t chunks_at_once = 2 * out.width * in.width * n_live_ < kSerialMultiplies ? n_chunks : 1;
     // Rows [begin, begin + n) of a weight, as a weight of its own, so that its results start at column 0.
@@ -390,10 +397,15 @@ void Program::run(const SelectOp& op) noexcept {
 void Program::run(const HeadOp& op) noexcept {
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     const Tensor& weight = matrices_[static_cast<size_t>(op.weight)];
+    observe(op.weight, in, n_out_);
     for (int64_t first = 0; first < n_out_; first += logits_rows_) {
         const int64_t rows = std::min(logits_rows_, n_out_ - first);
         Segment segment{&weight, nullptr, logits_, logits_stride_, 0, 0};
         multiply(in, first, rows, std::span(&segment, 1), false);
+        for (int64_t i = 0; input_->logits != nullptr && i < rows; ++i) {
+            std::memcpy(input_->logits + (first + i) * settings_.n_vocab, logits_ + i * logits_stride_,
+                        static_cast<size_t>(settings_.n_vocab) * sizeof(float));
+        }
         pool_->parallel_for(rows, 1, [&](int thread, int64_t begin, int64_t end) noexcept {
             for (int64_t i = begin; i < end; ++i) {
                 if (i > 0 && verifies_on(first + i)) continue;  // in order, by whoever has the first of them
