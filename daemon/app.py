@@ -77,7 +77,7 @@ class Daemon:
             tls.check()
         listener = listen(self._settings.http, "HTTP")
         http_address = self._settings.http.with_port(listener.getsockname()[1])
-        limit = self._settings.sessions + self._settings.max_waiting
+        limit = self._settings.max_models * (self._settings.sessions + self._settings.max_waiting)
         rpc = RpcServer(self._services, max_concurrent=limit)
         grpc_address = rpc.bind(self._settings.grpc, tls)
         gateway = create_app(
@@ -107,6 +107,8 @@ class Daemon:
     async def _load(self, entry: ModelEntry | None) -> None:
         if entry is not None:
             await self._host.load(entry)
+        else:
+            self._host.open()
 
     async def _announce(self, loading: asyncio.Task[None], http: Address, grpc: Address) -> None:
         """Tells people and systemd when the model serves; ends the daemon if it cannot."""
@@ -122,7 +124,7 @@ class Daemon:
             return
         self._notifier.ready(self._status())
         served = self._host.served
-        name = served.name if served else "no model yet (load one of the model folder)"
+        name = served.name if served else "the models of its folder, each loaded when it is first asked for"
         click.echo(f"quantd serves {name}")
         scheme = "http" if self._settings.tls is None else "https"
         click.echo(f"  OpenAI API  {scheme}://{http}/v1")
@@ -152,9 +154,9 @@ class Daemon:
             await rpc.set_serving(self._serving)
 
     def _require_healthy(self) -> None:
-        served = self._host.served
-        if self._host.state is State.READY and served is not None and not served.engine.healthy():
-            log.error("engine_failed", model=served.name, error=served.engine.stats().failed)
+        failed = self._host.failed() if self._host.state is State.READY else None
+        if failed is not None:
+            log.error("engine_failed", model=failed.name, error=failed.engine.stats().failed)
             self._host.fail()
             self._failure = ApiError("INTERNAL", "the engine failed; the log has the cause")
             self._stop.set()
@@ -173,13 +175,18 @@ class Daemon:
                 self._notifier.status(self._status())
 
     def _status(self) -> str:
-        served = self._host.served
-        if served is None or self._host.state is not State.READY:
-            return self._host.state.value
-        stats = served.engine.stats()
+        if self._host.state is not State.READY:
+            return str(self._host.state.value)
+        served = [slot.served for slot in self._host.slots if slot.served is not None]
+        if not served:
+            return "ready, no model in memory"
+        stats = [one.engine.stats() for one in served]
+        names = ", ".join(one.name for one in served)
+        running, waiting = (sum(int(getattr(one, key)) for one in stats) for key in ("running", "waiting"))
+        tokens_per_s = sum(float(one.generation_tokens_per_s) for one in stats)
+        sessions = self._settings.sessions * len(served)
         return (
-            f"serving {served.name} | {stats.running}/{self._settings.sessions} sessions, "
-            f"{stats.waiting} waiting, {stats.generation_tokens_per_s:.0f} tokens/s"
+            f"serving {names} | {running}/{sessions} sessions, {waiting} waiting, {tokens_per_s:.0f} tokens/s"
         )
 
     # End.

@@ -109,6 +109,7 @@ class Bridge:
         self._engine: EngineLike | None = None
         self._streams: dict[str, RequestStream] = {}
         self._empty = asyncio.Event()
+        self.on_empty: Callable[[], None] | None = None  # told each time when the last open request has ended
 
     def attach(self, engine: EngineLike) -> None:
         """The engine is made with `sink` and attached afterwards."""
@@ -156,3 +157,5 @@ class Bridge:
             stream.deliver(event)
         if not self._streams:
             self._empty.set()
+            if self.on_empty is not None:
+                self.on_empty()

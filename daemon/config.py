@@ -13,11 +13,18 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from daemon.addresses import Address
 from daemon.errors import ApiError
+from daemon.keep_alive import parse_keep_alive
 from daemon.sizes import parse_size
 from daemon.tls import TlsFiles
 
 DEFAULT_FILE = Path("/etc/quantd/quantd.toml")
 PREFIX = "QUANTD_"
+# Variables of Ollama and Hugging Face with the same meaning here; ours win.
+_FOREIGN_VARIABLES = {
+    "OLLAMA_MAX_KV_CACHE": "kv_budget",
+    "OLLAMA_KEEP_ALIVE": "keep_alive",
+    "HF_ENDPOINT": "hub",
+}
 
 
 def _address(value: object) -> object:
@@ -28,8 +35,13 @@ def _size(value: object) -> object:
     return parse_size(value) if isinstance(value, str) else value
 
 
+def _keep_alive(value: object) -> object:
+    return parse_keep_alive(value) if isinstance(value, str | int | float) else value
+
+
 Listener = Annotated[Address, NoDecode, BeforeValidator(_address)]
 Size = Annotated[int, BeforeValidator(_size)]
+KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
 
 
 class Settings(BaseSettings):
@@ -50,6 +62,12 @@ class Settings(BaseSettings):
     models_dir: Path | None = None
     # Folder for quantizations that clients ask for; None: models_dir.  Models in it are served too.
     output_dir: Path | None = None
+    # Folder of the model store (quantd pull, create, cp); None: in the service's state directory, otherwise
+    # ~/.local/share/quantd/store.
+    store_dir: Path | None = None
+    # Where models are pulled from: the Hugging Face Hub, and a registry of Ollama's kind.
+    hub: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/.*)?$")] = "https://huggingface.co"
+    registry: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/.*)?$")] = "https://registry.ollama.ai"
     # API keys (`quantd key`): with a file, every request needs one of its keys.
     keys_file: Path | None = None
     # TLS for both listeners: a certificate and its key, PEM.  With a client CA, clients must show a certificate too.
@@ -78,10 +96,27 @@ class Settings(BaseSettings):
     max_waiting_tokens: Annotated[int, Field(ge=1, le=2**40)] = 262_144
     # Seconds that a request may wait for a session.
     max_wait_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    # Models in memory at once; the memory plan may allow fewer.
+    max_models: Annotated[int, Field(ge=1, le=16)] = 3
+    # How long a model that a request loaded stays after its last request; -1: for ever.
+    keep_alive: KeepAlive = 300.0
+    # Seconds that a request without a deadline waits for its model to be loaded.
+    load_timeout: Annotated[float, Field(gt=0, le=86400)] = 300.0
     # Seconds that running requests get to end after SIGTERM.
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def store_folder(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """The folder of the model store."""
+        if self.store_dir is not None:
+            return self.store_dir
+        state = environ.get("STATE_DIRECTORY", "").split(":")[0]
+        if state:
+            return Path(state) / "store"
+        data = environ.get("XDG_DATA_HOME", "")
+        home = Path(data) if data.startswith("/") else Path(environ.get("HOME") or "/") / ".local" / "share"
+        return home / "quantd" / "store"
 
     @field_validator("tls_key")
     @classmethod
@@ -149,8 +184,9 @@ def load(
     for key, value in from_file.items():
         name = key.replace("-", "_")
         values[name], sources[name] = value, file_name
-    if environ.get("OLLAMA_MAX_KV_CACHE"):
-        values["kv_budget"], sources["kv_budget"] = environ["OLLAMA_MAX_KV_CACHE"], "OLLAMA_MAX_KV_CACHE"
+    for variable, name in _FOREIGN_VARIABLES.items():
+        if environ.get(variable):
+            values[name], sources[name] = environ[variable], variable
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()
         if environ.get(variable):

@@ -109,6 +109,8 @@ TABLE: dict[str, Row] = {
     "ADDRESS_IN_USE": Row(Code.UNAVAILABLE, 503, _SERVER, "address_in_use", 69),
     "DEADLINE_EXCEEDED": Row(Code.DEADLINE_EXCEEDED, 504, _SERVER, "timeout", 75),
     "INSUFFICIENT_MEMORY": Row(Code.RESOURCE_EXHAUSTED, 507, _SERVER, "insufficient_memory", 75),
+    "DIGEST_MISMATCH": Row(Code.DATA_LOSS, 400, _BAD, "digest_mismatch", 65),
+    "DOWNLOAD_FAILED": Row(Code.UNAVAILABLE, 502, _SERVER, "download_failed", 69),
     "DISK_FULL": Row(Code.RESOURCE_EXHAUSTED, 507, _SERVER, "disk_full", 74),
     "CANNOT_CREATE": Row(Code.FAILED_PRECONDITION, 409, "conflict", "cannot_create", 73),
     "INVALID_CONFIG": Row(Code.FAILED_PRECONDITION, 500, _SERVER, "invalid_config", 78),

@@ -20,6 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from runtime.memory import PROCESS_BYTES
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _LABELS = ("model_name", "engine")
@@ -131,8 +133,10 @@ class Snapshot:
 class Metrics:
     """All metrics of one daemon, in a registry of its own."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], *, process_metrics: bool = True) -> None:
-        """`snapshot` is called at every scrape, from the thread that renders."""
+    def __init__(
+        self, snapshot: Callable[[], Snapshot | list[Snapshot]], *, process_metrics: bool = True
+    ) -> None:
+        """`snapshot` is called at every scrape, from the thread that renders: one of each model in memory."""
         self.registry = CollectorRegistry()
         if process_metrics:
             ProcessCollector(registry=self.registry)
@@ -169,6 +173,15 @@ class Metrics:
         self._request_prompt = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self._request_generated = histogram(
             "vllm:request_generation_tokens", "Tokens generated for a request.", _TOKENS
+        )
+
+        self._loads = counter("quantd_model_loads", "Loads of models, by result.", ("result",))
+        self._evictions = counter("quantd_model_evictions", "Idle models that made room for another.", ())
+        self._load_s = Histogram(
+            "quantd_model_load_seconds",
+            "From the first request for a model to its readiness.",
+            buckets=_REQUEST_S,
+            registry=self.registry,
         )
 
     def first_token(self, model: str, seconds: float) -> None:
@@ -208,6 +221,19 @@ class Metrics:
         """An accepted request ended with an error."""
         self._failed.labels(_known_reason(reason)).inc()
 
+    def model_loaded(self, seconds: float) -> None:
+        """A model was brought into memory and has computed."""
+        self._loads.labels("loaded").inc()
+        self._load_s.observe(seconds)
+
+    def model_load_failed(self) -> None:
+        """A model could not be loaded, or nobody waited for it any more."""
+        self._loads.labels("failed").inc()
+
+    def model_evicted(self) -> None:
+        """An idle model left memory so that another one could come."""
+        self._evictions.inc()
+
     def render(self) -> bytes:
         """The text exposition format; `CONTENT_TYPE` goes with it."""
         return generate_latest(self.registry)
@@ -220,7 +246,7 @@ def _known_reason(reason: str) -> str:
 class _GaugeCollector(Collector):
     """Reads one snapshot at a scrape."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot | list[Snapshot]]) -> None:
         self._snapshot = snapshot
 
     def describe(self) -> Iterator[Metric]:
@@ -229,89 +255,125 @@ class _GaugeCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self._snapshot()
-        labels = (state.model_name, "0")
+        states = state if isinstance(state, list) else [state]
+        yield from _of_each_model(states)
+        yield from _of_all_models(states)
 
-        def gauge(
-            name: str,
-            text: str,
-            value: float,
-            names: tuple[str, ...] = _LABELS,
-            values: tuple[str, ...] = labels,
-        ) -> Metric:
-            family = GaugeMetricFamily(name, text, labels=names)
-            family.add_metric(values, value)
-            return family
 
-        yield gauge("vllm:num_requests_running", "Requests that hold a session.", state.requests_running)
-        yield gauge("vllm:num_requests_waiting", "Requests that wait for a session.", state.requests_waiting)
-        used_share = state.pages_used / state.pages_total if state.pages_total else 0.0
-        yield gauge("vllm:kv_cache_usage_perc", "Share of the KV arena in use, 0 to 1.", used_share)
+def _of_each_model(states: list[Snapshot]) -> Iterator[Metric]:
+    """What has the model's name as a label; models in memory are few, so the set of labels is bounded."""
 
-        # Counted by the engine at every step, so that rate() is smooth also while long answers are under way.
-        for name, text, value in (
-            ("vllm:prompt_tokens", "Prompt tokens computed.", state.prompt_tokens_total),
-            ("vllm:generation_tokens", "Tokens generated.", state.generation_tokens_total),
-            (
-                "vllm:prefix_cache_queries",
-                "Prompt tokens of admitted requests, looked up in the prefix cache.",
-                state.cache_queried_tokens_total,
-            ),
-            (
-                "vllm:prefix_cache_hits",
-                "Prompt tokens whose keys and values were in the prefix cache.",
-                state.cache_hit_tokens_total,
-            ),
-        ):
-            total = CounterMetricFamily(name, text, labels=_LABELS)
-            total.add_metric(labels, value)
-            yield total
+    def gauge(name: str, text: str, value: Callable[[Snapshot], float]) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=_LABELS)
+        for state in states:
+            family.add_metric((state.model_name, "0"), value(state))
+        return family
 
-        rates = GaugeMetricFamily(
-            "quantd_tokens_per_second",
-            "Tokens per second over the last seconds.",
-            labels=("model_name", "kind"),
-        )
+    yield gauge(
+        "vllm:num_requests_running", "Requests that hold a session.", lambda one: one.requests_running
+    )
+    yield gauge(
+        "vllm:num_requests_waiting", "Requests that wait for a session.", lambda one: one.requests_waiting
+    )
+    yield gauge(
+        "vllm:kv_cache_usage_perc",
+        "Share of the KV arena in use, 0 to 1.",
+        lambda one: one.pages_used / one.pages_total if one.pages_total else 0.0,
+    )
+
+    # Counted by the engine at every step, so that rate() is smooth also while long answers are under way.
+    def counter(name: str, text: str, value: Callable[[Snapshot], int]) -> Metric:
+        family = CounterMetricFamily(name, text, labels=_LABELS)
+        for state in states:
+            family.add_metric((state.model_name, "0"), value(state))
+        return family
+
+    yield counter("vllm:prompt_tokens", "Prompt tokens computed.", lambda one: one.prompt_tokens_total)
+    yield counter("vllm:generation_tokens", "Tokens generated.", lambda one: one.generation_tokens_total)
+    yield counter(
+        "vllm:prefix_cache_queries",
+        "Prompt tokens of admitted requests, looked up in the prefix cache.",
+        lambda one: one.cache_queried_tokens_total,
+    )
+    yield counter(
+        "vllm:prefix_cache_hits",
+        "Prompt tokens whose keys and values were in the prefix cache.",
+        lambda one: one.cache_hit_tokens_total,
+    )
+
+    rates = GaugeMetricFamily(
+        "quantd_tokens_per_second",
+        "Tokens per second over the last seconds.",
+        labels=("model_name", "kind"),
+    )
+    memory = GaugeMetricFamily(
+        "quantd_model_memory_bytes",
+        "Bytes that the plan of a model in memory counts.",
+        labels=("model_name",),
+    )
+    for state in states:
         rates.add_metric((state.model_name, "prompt"), state.prompt_tokens_per_s)
         rates.add_metric((state.model_name, "generation"), state.generation_tokens_per_s)
-        yield rates
+        if state.model_name:
+            memory.add_metric((state.model_name,), state.memory_budget_bytes)
+    yield rates
+    yield memory
 
-        arena = GaugeMetricFamily(
-            "quantd_kv_cache_bytes",
-            "Bytes of the KV arena: used, reserved but not used yet, cached (free, with a prefix), free.",
-            labels=("state",),
-        )
-        arena.add_metric(("used",), state.pages_used * state.page_bytes)
-        arena.add_metric(("reserved",), max(0, state.pages_reserved - state.pages_used) * state.page_bytes)
-        # Cached pages are the first that reservations will be taken from once the empty ones are gone.
-        idle = max(0, state.pages_total - max(state.pages_reserved, state.pages_used))
-        cached = min(idle, state.pages_cached)
-        arena.add_metric(("cached",), cached * state.page_bytes)
-        arena.add_metric(("free",), (idle - cached) * state.page_bytes)
-        yield arena
 
-        def plain(name: str, text: str, value: float) -> Metric:
-            return GaugeMetricFamily(name, text, value=value)
+def _of_all_models(states: list[Snapshot]) -> Iterator[Metric]:
+    """Sums over the models in memory."""
 
-        yield plain(
-            "quantd_kv_cache_budget_bytes", "Bytes of the KV arena.", state.pages_total * state.page_bytes
+    def total(value: Callable[[Snapshot], int]) -> int:
+        return sum(value(state) for state in states)
+
+    def plain(name: str, text: str, value: float) -> Metric:
+        return GaugeMetricFamily(name, text, value=value)
+
+    arena = GaugeMetricFamily(
+        "quantd_kv_cache_bytes",
+        "Bytes of the KV arenas: used, reserved but not used yet, cached (free, with a prefix), free.",
+        labels=("state",),
+    )
+    used = total(lambda one: one.pages_used * one.page_bytes)
+    taken = total(lambda one: max(one.pages_reserved, one.pages_used) * one.page_bytes)
+    size = total(lambda one: one.pages_total * one.page_bytes)
+    arena.add_metric(("used",), used)
+    arena.add_metric(("reserved",), taken - used)
+    # Cached pages are the first that reservations will be taken from once the empty ones are gone.
+    cached = total(
+        lambda one: (
+            min(one.pages_total - max(one.pages_reserved, one.pages_used), one.pages_cached) * one.page_bytes
         )
-        yield plain("quantd_model_mapped_bytes", "Bytes of the mapped model file.", state.model_mapped_bytes)
-        yield plain(
-            "quantd_model_resident_bytes",
-            "Bytes of the model that are in memory.",
-            state.model_resident_bytes,
-        )
-        yield plain(
-            "quantd_memory_budget_bytes",
-            "Bytes that the memory plan counts in all.",
-            state.memory_budget_bytes,
-        )
-        yield plain(
-            "quantd_memory_available_bytes", "Bytes that the machine has left.", state.memory_available_bytes
-        )
-        yield plain(
-            "quantd_process_anonymous_bytes", "Anonymous memory of the process (RssAnon).", anonymous_bytes()
-        )
+    )
+    arena.add_metric(("cached",), cached)
+    arena.add_metric(("free",), max(0, size - taken - cached))
+    yield arena
+    yield plain("quantd_models_loaded", "Models in memory.", total(lambda one: bool(one.model_name)))
+    yield plain("quantd_kv_cache_budget_bytes", "Bytes of the KV arenas.", size)
+    yield plain(
+        "quantd_model_mapped_bytes",
+        "Bytes of the mapped model files.",
+        total(lambda one: one.model_mapped_bytes),
+    )
+    yield plain(
+        "quantd_model_resident_bytes",
+        "Bytes of the models that are in memory.",
+        total(lambda one: one.model_resident_bytes),
+    )
+    yield plain(
+        "quantd_memory_budget_bytes",
+        "Bytes that the memory plans count in all.",
+        total(lambda one: one.memory_budget_bytes)
+        - PROCESS_BYTES * max(0, sum(one.memory_budget_bytes > 0 for one in states) - 1),
+    )
+    yield plain(
+        "quantd_memory_available_bytes",
+        "Bytes that the machine has left.",
+        max((one.memory_available_bytes for one in states), default=0),
+    )
+    yield plain(
+        "quantd_process_anonymous_bytes", "Anonymous memory of the process (RssAnon).", anonymous_bytes()
+    )
 
 
 def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:

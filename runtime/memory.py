@@ -5,14 +5,15 @@
     scratch   buffers of the native core for the largest step
     process   interpreter, libraries and tokenizer
 
-The sum stands beside what the machine or the control group can still give.  A plan that does not fit is refused with
+Where other models are served beside it, what they take is taken off first.  The sum stands beside what the machine or the control group can still give.  A plan that does not fit is refused with
 every number and with what would fit, so that serving never ends in an out-of-memory kill.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from runtime.cpu import usable_cores
 from runtime.errors import MemoryPlanError, RequestError
@@ -25,6 +26,7 @@ from runtime.machine_memory import (
 
 __all__ = [
     "KV_TYPES",
+    "PROCESS_BYTES",
     "MemoryPlan",
     "RuntimeSettings",
     "available_memory_bytes",
@@ -39,10 +41,12 @@ _DEFAULT_CONTEXT_TOKENS = 4096
 _DEFAULT_BUDGET_BYTES = 1 << 30
 _LEAST_CONTEXT_TOKENS = 512  # a default arena is not cut below this for each session; it is refused instead
 
-# Measured on x86-64 with Python 3.11: the daemon's imports are 78 MB resident, of which 49 MB are anonymous; the rest of
-# the 100 MiB is for requests in flight, thread stacks and logs.
-_PROCESS_BYTES = 100 << 20
-# Measured once it is built: 690 bytes an entry for 128,256 (Llama 3), 740 for 32,000 (Llama 2).
+# Anonymous memory of the daemon beside arena, scratch and tokenizer, measured on x86-64 with Python 3.11: 57 MiB once it
+# serves and while it answers; the rest is for more callers at once, grammars and logs.
+PROCESS_BYTES = 72 << 20
+# A tokenizer once it is built, measured: byte-level BPE 35.6 MiB for 128,256 entries without merges, 88.7 MiB with the
+# 280,147 merges of Llama 3, 21.3 MiB for GPT-2; others, which make merges of their own, 775 bytes an entry (Llama 2).
+_BPE_ENTRY_BYTES, _BPE_MERGE_BYTES = 300, 200
 _TOKENIZER_ENTRY_BYTES = 800
 # A key of 32 bytes with its object and two entries of tables that grow by doubling: measured, 240 bytes.
 _INDEX_ENTRY_BYTES = 256
@@ -53,6 +57,14 @@ class SizedFile(Protocol):
 
     @property
     def size_bytes(self) -> int: ...
+
+
+@runtime_checkable
+class _WithMetadata(Protocol):
+    """A file that tells its metadata, as runtime.gguf.ModelFile does."""
+
+    def length(self, key: str) -> int: ...
+    def string(self, key: str, default: str | None = None) -> str: ...
 
 
 class ModelShape(Protocol):
@@ -111,6 +123,17 @@ class MemoryPlan:
     max_sessions: int  # sessions of this context that would fit; 0: not one
     max_context_tokens: int  # context that would fit in each of these sessions; 0: not one page
     explanation: str  # plain lines: what takes how much, and what would fit where it does not
+    others_bytes: int = 0  # other models that stay in memory; available_bytes is what is left beside them
+
+    @property
+    def model_bytes(self) -> int:
+        """What this model takes in a process that is there already: everything but the process's own part."""
+        return self.total_bytes - PROCESS_BYTES
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """The part of model_bytes that is not the mapped file."""
+        return self.model_bytes - self.weights_bytes
 
     def ensure_fits(self) -> None:
         """Raise MemoryPlanError, which carries this plan, unless it fits."""
@@ -119,26 +142,31 @@ class MemoryPlan:
 
 
 def plan_memory(
-    file: SizedFile, config: ModelShape, settings: RuntimeSettings, *, available: Available | None = None
+    file: SizedFile,
+    config: ModelShape,
+    settings: RuntimeSettings,
+    *,
+    available: Available | None = None,
+    others: Sequence[MemoryPlan] = (),
+    leaving: Sequence[MemoryPlan] = (),
 ) -> MemoryPlan:
     """Plan one model with these settings against `available` (None: this machine now).
 
-    Returns a plan also where it does not fit; `ensure_fits` refuses it.  Raises RequestError, naming the field, for
+    `others` are the models of this process that stay in memory, `leaving` those that go before this one comes.  Returns a plan also where it does not fit; `ensure_fits` refuses it.  Raises RequestError, naming the field, for
     settings that no machine could serve.
     """
     _check(config, settings)
-    process_bytes = _PROCESS_BYTES + _TOKENIZER_ENTRY_BYTES * config.n_vocab
-    available = available or _available_to_us(process_bytes)
+    process_bytes = PROCESS_BYTES + _tokenizer_bytes(file, config)
+    others_bytes = sum(other.model_bytes for other in others)
+    if available is None:
+        held_bytes = sum(model.anonymous_bytes for model in (*others, *leaving))
+        available = _available_to_us(process_bytes + held_bytes)
+    available = replace(available, n_bytes=max(0, available.n_bytes - others_bytes))
     fixed_scratch_bytes = _scratch_bytes(config, settings)
     room_bytes = available.n_bytes - file.size_bytes - fixed_scratch_bytes - process_bytes
     page_bytes = _page_bytes(config, settings.kv_type, settings.page_tokens)
-    # Of one page: the native core's page tables, the attention of few rows, and the entry in the index of prefixes.
-    table_bytes = (
-        4
-        + 16 * _threads(settings)
-        + _attention_part_bytes(config, settings)
-        + _INDEX_ENTRY_BYTES * settings.prefix_cache
-    )
+    # Of one page: the native core's page tables, and its entry in the index of prefixes.
+    table_bytes = 4 + 16 * _threads(settings) + _INDEX_ENTRY_BYTES * settings.prefix_cache
     n_pages = _n_pages(
         config,
         settings,
@@ -170,6 +198,7 @@ def plan_memory(
         max_sessions=min(MAX_SESSIONS, room_pages // _pages(context_tokens, settings)),
         max_context_tokens=min(config.context_length, room_pages // settings.sessions * settings.page_tokens),
         explanation="",
+        others_bytes=others_bytes,
     )
     return replace(plan, explanation=_explain(plan, config, available))
 
@@ -209,10 +238,16 @@ def _check(config: ModelShape, settings: RuntimeSettings) -> None:
         )
 
 
-def _available_to_us(process_bytes: int) -> Available:
-    """What is available now, and the part of `process_bytes` that this process holds already."""
+def _available_to_us(planned_bytes: int) -> Available:
+    """What is available now, and the part of `planned_bytes` of anonymous memory that this process holds already."""
     available = available_memory()
-    return replace(available, n_bytes=available.n_bytes + min(own_anonymous_bytes(), process_bytes))
+    return replace(available, n_bytes=available.n_bytes + min(own_anonymous_bytes(), planned_bytes))
+
+
+def _tokenizer_bytes(file: SizedFile, config: ModelShape) -> int:
+    if isinstance(file, _WithMetadata) and file.string("tokenizer.ggml.model", "") == "gpt2":
+        return _BPE_ENTRY_BYTES * config.n_vocab + _BPE_MERGE_BYTES * file.length("tokenizer.ggml.merges")
+    return _TOKENIZER_ENTRY_BYTES * config.n_vocab
 
 
 def _pages(tokens: int, settings: RuntimeSettings) -> int:
@@ -268,26 +303,11 @@ def _scratch_bytes(config: ModelShape, settings: RuntimeSettings) -> int:
     quantized = (config.n_embd + q_width + config.n_ff) * 5 // 2
     # A tile of logits: 4 to 64 rows, about 8 MiB.
     logits_bytes = 4 * config.n_vocab * min(rows, max(4, min(64, (2 << 20) // config.n_vocab + 1)))
-    # Of a thread: gate and up tiles, one expanded weight row, sampler arrays of 20 bytes an entry, attention: scores of
-    # six heads over a range and the queries of 32 rows.
-    group = config.n_heads // config.n_kv_heads
+    # Of a thread: gate and up tiles, one expanded weight row, sampler arrays of 20 bytes an entry.
     thread_bytes = (
-        2 * rows * 64 * 4
-        + 4 * max(config.n_embd, q_width, config.n_ff)
-        + 20 * config.n_vocab
-        + 24 * (512 + config.head_dim)
-        + 32 * group * (4 + 2 * config.head_dim)
-        + (64 << 10)
+        2 * rows * 64 * 4 + 4 * max(config.n_embd, q_width, config.n_ff) + 20 * config.n_vocab + (64 << 10)
     )
-    row_bytes = 4 * floats + quantized + 8 * config.n_heads + 1280
-    return rows * row_bytes + logits_bytes + _threads(settings) * thread_bytes
-
-
-def _attention_part_bytes(config: ModelShape, settings: RuntimeSettings) -> int:
-    """Of one page: states of ranges of 256 positions that few rows compute apart (program.cpp, at most 4 MiB in all)."""
-    few_rows = (4 * _threads(settings) - 1) // config.n_kv_heads
-    state_bytes = 4 * config.n_heads * (config.head_dim + 2)
-    return -(-few_rows * state_bytes * settings.page_tokens // 256)
+    return rows * (4 * floats + quantized + 1024) + logits_bytes + _threads(settings) * thread_bytes
 
 
 def _explain(plan: MemoryPlan, config: ModelShape, available: Available) -> str:
@@ -298,13 +318,20 @@ def _explain(plan: MemoryPlan, config: ModelShape, available: Available) -> str:
         f"scratch   {format_bytes(plan.scratch_bytes):>10}  buffers of the largest step",
         f"process   {format_bytes(plan.process_bytes):>10}  interpreter, libraries, tokenizer",
         f"total     {format_bytes(plan.total_bytes):>10}",
-        f"available {format_bytes(plan.available_bytes):>10}  {available.source}",
+        f"available {format_bytes(plan.available_bytes):>10}  {available.source}{_beside(plan)}",
         _sessions_line(plan),
     ]
     if plan.fits:
-        return "\n".join(["The plan fits.", *lines])
+        most = f"at most {plan.max_sessions} sessions of this context, or {plan.max_context_tokens} tokens in each of {plan.sessions}"
+        return "\n".join(["The plan fits.", *lines, f"{most}, would fit"])
     missing = format_bytes(plan.total_bytes - plan.available_bytes)
     return "\n".join([f"The plan does not fit: {missing} are missing.", *lines, *_what_fits(plan, config)])
+
+
+def _beside(plan: MemoryPlan) -> str:
+    if not plan.others_bytes:
+        return ""
+    return f", beside {format_bytes(plan.others_bytes)} of other models in memory"
 
 
 def _sessions_line(plan: MemoryPlan) -> str:

@@ -20,6 +20,9 @@ import click
     "--output-dir", metavar="DIR", help="Folder for quantizations of clients. Default: the models folder."
 )
 @click.option(
+    "--store-dir", metavar="DIR", help="Folder of the model store. Default: ~/.local/share/quantd/store."
+)
+@click.option(
     "--kv-budget", metavar="SIZE", help="Memory for the KV arena, such as 1GiB. Default: 1GiB or less."
 )
 @click.option("--kv-type", metavar="f16|q8_0", help="Type of cached keys and values. Default f16.")
@@ -36,6 +39,15 @@ import click
 )
 @click.option("--threads", metavar="N", help="Compute threads. Default: the cores this process may use.")
 @click.option("--max-waiting", metavar="N", help="Requests that may wait for a session. Default 64.")
+@click.option("--max-models", metavar="N", help="Models in memory at once, 1 to 16. Default 3.")
+@click.option(
+    "--keep-alive",
+    metavar="TIME",
+    help="How long an idle model stays that a request loaded, such as 10m; -1 for ever. Default 5m.",
+)
+@click.option(
+    "--load-timeout", metavar="S", help="Longest wait of a request for its model to be loaded. Default 300."
+)
 @click.option(
     "--max-waiting-tokens", metavar="N", help="Prompt tokens that may wait for a session. Default 262144."
 )
@@ -63,6 +75,9 @@ import click
 )
 def command(config: Path | None, **flags: Any) -> int:
     """Serve MODEL, a GGUF file or a name in the model folder, over gRPC and the OpenAI API.
+
+    Other models of the folder are loaded when a request first names them, as far as the memory goes: idle ones make room,
+    the one used least recently first.
 
     Every option is also a key of the TOML file (kv_budget = "1GiB") and a variable (QUANTD_KV_BUDGET=1GiB).
     Options win over variables, variables over the file. OLLAMA_MAX_KV_CACHE sets the KV budget too.

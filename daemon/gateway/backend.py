@@ -68,6 +68,66 @@ class Backend(Protocol):
         """Say what memory serving takes."""
         ...
 
+    async def list_running(
+        self, request: model_service_pb2.ListRunningRequest, context: CallContext
+    ) -> model_service_pb2.ListRunningResponse:
+        """Say which models are in memory."""
+        ...
+
+    async def load_model(
+        self, request: model_service_pb2.LoadModelRequest, context: CallContext
+    ) -> model_service_pb2.LoadModelResponse:
+        """Bring a model into memory."""
+        ...
+
+    async def unload_model(
+        self, request: model_service_pb2.UnloadModelRequest, context: CallContext
+    ) -> model_service_pb2.UnloadModelResponse:
+        """Take a model out of memory."""
+        ...
+
+    async def show_model(
+        self, request: model_service_pb2.ShowModelRequest, context: CallContext
+    ) -> model_service_pb2.ShowModelResponse:
+        """Tell everything about a model."""
+        ...
+
+    async def copy_model(
+        self, request: model_service_pb2.CopyModelRequest, context: CallContext
+    ) -> model_service_pb2.CopyModelResponse:
+        """Give a model a second name."""
+        ...
+
+    async def delete_model(
+        self, request: model_service_pb2.DeleteModelRequest, context: CallContext
+    ) -> model_service_pb2.DeleteModelResponse:
+        """Forget a name."""
+        ...
+
+    async def create_model(
+        self, request: model_service_pb2.CreateModelRequest, context: CallContext
+    ) -> model_service_pb2.CreateModelResponse:
+        """Make a model from another one or from blobs."""
+        ...
+
+    async def has_blob(
+        self, request: model_service_pb2.HasBlobRequest, context: CallContext
+    ) -> model_service_pb2.HasBlobResponse:
+        """Say whether the store has a blob."""
+        ...
+
+    def pull_model(
+        self, request: model_service_pb2.PullModelRequest, context: CallContext
+    ) -> AsyncIterator[model_service_pb2.PullModelResponse]:
+        """Download a model: progress, then the model."""
+        ...
+
+    async def upload_blob(
+        self, parts: AsyncIterator[model_service_pb2.UploadBlobRequest], context: CallContext
+    ) -> model_service_pb2.UploadBlobResponse:
+        """Store a blob; the first part has its digest."""
+        ...
+
     async def tokenize(
         self, request: tokenizer_service_pb2.TokenizeRequest, context: CallContext
     ) -> tokenizer_service_pb2.TokenizeResponse:

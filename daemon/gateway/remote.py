@@ -84,6 +84,71 @@ class RemoteBackend:
         """Say what memory serving takes."""
         return await _unary(self._models.PlanMemory, request, context)
 
+    async def list_running(
+        self, request: model_service_pb2.ListRunningRequest, context: CallContext
+    ) -> model_service_pb2.ListRunningResponse:
+        """Say which models are in memory."""
+        return await _unary(self._models.ListRunning, request, context)
+
+    async def load_model(
+        self, request: model_service_pb2.LoadModelRequest, context: CallContext
+    ) -> model_service_pb2.LoadModelResponse:
+        """Bring a model into memory."""
+        return await _unary(self._models.LoadModel, request, context)
+
+    async def unload_model(
+        self, request: model_service_pb2.UnloadModelRequest, context: CallContext
+    ) -> model_service_pb2.UnloadModelResponse:
+        """Take a model out of memory."""
+        return await _unary(self._models.UnloadModel, request, context)
+
+    async def show_model(
+        self, request: model_service_pb2.ShowModelRequest, context: CallContext
+    ) -> model_service_pb2.ShowModelResponse:
+        """Tell everything about a model."""
+        return await _unary(self._models.ShowModel, request, context)
+
+    async def copy_model(
+        self, request: model_service_pb2.CopyModelRequest, context: CallContext
+    ) -> model_service_pb2.CopyModelResponse:
+        """Give a model a second name."""
+        return await _unary(self._models.CopyModel, request, context)
+
+    async def delete_model(
+        self, request: model_service_pb2.DeleteModelRequest, context: CallContext
+    ) -> model_service_pb2.DeleteModelResponse:
+        """Forget a name."""
+        return await _unary(self._models.DeleteModel, request, context)
+
+    async def create_model(
+        self, request: model_service_pb2.CreateModelRequest, context: CallContext
+    ) -> model_service_pb2.CreateModelResponse:
+        """Make a model from another one or from blobs."""
+        return await _unary(self._models.CreateModel, request, context)
+
+    async def has_blob(
+        self, request: model_service_pb2.HasBlobRequest, context: CallContext
+    ) -> model_service_pb2.HasBlobResponse:
+        """Say whether the store has a blob."""
+        return await _unary(self._models.HasBlob, request, context)
+
+    def pull_model(
+        self, request: model_service_pb2.PullModelRequest, context: CallContext
+    ) -> AsyncIterator[model_service_pb2.PullModelResponse]:
+        """Download a model."""
+        return _stream(self._models.PullModel, request, context)
+
+    async def upload_blob(
+        self, parts: AsyncIterator[model_service_pb2.UploadBlobRequest], context: CallContext
+    ) -> model_service_pb2.UploadBlobResponse:
+        """Store a blob."""
+        try:
+            return await self._models.UploadBlob(
+                parts, timeout=context.timeout_s, metadata=_metadata(context)
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc_error(failure) from None
+
     async def tokenize(
         self, request: tokenizer_service_pb2.TokenizeRequest, context: CallContext
     ) -> tokenizer_service_pb2.TokenizeResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -52,6 +52,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 _streaming(handler.unary_stream, decode, self._gate), None, handler.response_serializer
             )
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                _uploading(handler.stream_unary, decode, self._gate), None, handler.response_serializer
+            )
         return grpc.unary_unary_rpc_method_handler(
             _unary(handler.unary_unary, decode, self._gate), None, handler.response_serializer
         )
@@ -80,6 +84,25 @@ def _unary(method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes
         try:
             _admit(context, call, gate)
             return await method(_decoded(decode, data), context)
+        except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
+            await _abort(context, failure, call)
+
+    return handle
+
+
+def _uploading(
+    method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], gate: Gate
+) -> Any:
+    async def handle(parts: AsyncIterator[bytes], context: Any) -> Any:
+        call = await _begin(context)
+
+        async def messages() -> AsyncIterator[Any]:
+            async for part in parts:
+                yield _decoded(decode, part)
+
+        try:
+            _admit(context, call, gate)
+            return await method(messages(), context)
         except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
             await _abort(context, failure, call)
 

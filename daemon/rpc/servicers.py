@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from daemon.rpc.interceptor import current_call
@@ -69,6 +69,7 @@ class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, services: Services) -> None:
         self._service = services.model
+        self._library = services.library
 
     async def ListModels(  # noqa: N802
         self, request: model_rpc.ListModelsRequest, context: Any
@@ -94,11 +95,59 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         del context
         return await self._service.unload_model(request, current_call.get())
 
+    async def ListRunning(  # noqa: N802
+        self, request: model_rpc.ListRunningRequest, context: Any
+    ) -> model_rpc.ListRunningResponse:
+        del context
+        return await self._service.list_running(request, current_call.get())
+
     async def PlanMemory(  # noqa: N802
         self, request: model_rpc.PlanMemoryRequest, context: Any
     ) -> model_rpc.PlanMemoryResponse:
         del context
         return await self._service.plan_memory(request, current_call.get())
+
+    async def ShowModel(  # noqa: N802
+        self, request: model_rpc.ShowModelRequest, context: Any
+    ) -> model_rpc.ShowModelResponse:
+        del context
+        return await self._library.show_model(request, current_call.get())
+
+    async def CopyModel(  # noqa: N802
+        self, request: model_rpc.CopyModelRequest, context: Any
+    ) -> model_rpc.CopyModelResponse:
+        del context
+        return await self._library.copy_model(request, current_call.get())
+
+    async def DeleteModel(  # noqa: N802
+        self, request: model_rpc.DeleteModelRequest, context: Any
+    ) -> model_rpc.DeleteModelResponse:
+        del context
+        return await self._library.delete_model(request, current_call.get())
+
+    async def CreateModel(  # noqa: N802
+        self, request: model_rpc.CreateModelRequest, context: Any
+    ) -> model_rpc.CreateModelResponse:
+        del context
+        return await self._library.create_model(request, current_call.get())
+
+    async def HasBlob(  # noqa: N802
+        self, request: model_rpc.HasBlobRequest, context: Any
+    ) -> model_rpc.HasBlobResponse:
+        del context
+        return await self._library.has_blob(request, current_call.get())
+
+    def PullModel(  # noqa: N802
+        self, request: model_rpc.PullModelRequest, context: Any
+    ) -> AsyncGenerator[model_rpc.PullModelResponse, None]:
+        del context
+        return self._library.pull_model(request, current_call.get())
+
+    async def UploadBlob(  # noqa: N802
+        self, request_iterator: AsyncIterator[model_rpc.UploadBlobRequest], context: Any
+    ) -> model_rpc.UploadBlobResponse:
+        del context
+        return await self._library.upload_blob(request_iterator, current_call.get())
 
 
 class QuantizeServicer(quantize_service_pb2_grpc.QuantizeServiceServicer):

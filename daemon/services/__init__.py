@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from daemon.access.gate import Gate
     from daemon.services.generate import GenerateService
     from daemon.services.host import ModelHost
+    from daemon.services.library import LibraryService
     from daemon.services.model import ModelService
     from daemon.services.quantize import QuantizeService
     from daemon.services.tokenizer import TokenizerService
@@ -25,4 +26,5 @@ class Services:
     generate: GenerateService
     tokenizer: TokenizerService
     model: ModelService
+    library: LibraryService
     quantize: QuantizeService

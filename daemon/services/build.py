@@ -8,19 +8,30 @@ from daemon.access.gate import Gate
 from daemon.config import Settings
 from daemon.errors import ApiError
 from daemon.services import Services
+from daemon.services.catalog import Catalog
 from daemon.services.folder import ModelEntry, ModelFolder, entry_of
 from daemon.services.generate import GenerateService
-from daemon.services.host import ModelHost, runtime_parts
+from daemon.services.host import HostLimits, ModelHost, runtime_parts
+from daemon.services.library import LibraryService
 from daemon.services.model import ModelService
 from daemon.services.quantize import QuantizeService
 from daemon.services.tokenizer import TokenizerService
+from daemon.store.models import ModelStore
+from daemon.store.pull import Places
 from runtime.memory import RuntimeSettings
 
 
 def build_services(settings: Settings) -> Services:
     """All services, with no model loaded yet."""
-    folder = ModelFolder(settings.models_dir, settings.output_dir)
-    host = ModelHost(folder, runtime_settings(settings), runtime_parts(), max_waiting=settings.max_waiting)
+    folder = catalog(settings)
+    limits = HostLimits(
+        max_waiting=settings.max_waiting,
+        max_models=settings.max_models,
+        keep_alive_s=settings.keep_alive,
+        load_timeout_s=settings.load_timeout,
+    )
+    host = ModelHost(folder, runtime_settings(settings), runtime_parts(), limits)
+    model = ModelService(host)
     return Services(
         gate=Gate(settings.keys_file),
         host=host,
@@ -31,9 +42,15 @@ def build_services(settings: Settings) -> Services:
             max_wait_s=settings.max_wait_seconds,
         ),
         tokenizer=TokenizerService(host),
-        model=ModelService(host),
+        model=model,
+        library=LibraryService(host, model, Places(settings.hub, settings.registry)),
         quantize=QuantizeService(folder),
     )
+
+
+def catalog(settings: Settings) -> Catalog:
+    """The models that these settings show: those of the folders, and those of the store."""
+    return Catalog(ModelFolder(settings.models_dir, settings.output_dir), ModelStore(settings.store_folder()))
 
 
 def runtime_settings(settings: Settings) -> RuntimeSettings:
@@ -55,8 +72,13 @@ def find_model(settings: Settings) -> ModelEntry | None:
     path = Path(settings.model)
     if path.is_file():
         return entry_of(path)
-    entry = ModelFolder(settings.models_dir, settings.output_dir).find(settings.model)
+    entry = catalog(settings).find(settings.model)
     if entry is None:
-        where = f" nor a model in {settings.models_dir}" if settings.models_dir else ""
-        raise ApiError("MODEL_NOT_FOUND", f"{settings.model} is no model file{where}", field="model")
+        where = f", nor a model in {settings.models_dir}" if settings.models_dir else ""
+        raise ApiError(
+            "MODEL_NOT_FOUND",
+            f"{settings.model} is no model file{where}, nor a name in the store"
+            " (quantd list shows what there is, quantd pull fetches more)",
+            field="model",
+        )
     return entry

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.errors import ApiError
+from daemon.store.manifest import Overrides
 
 SUFFIX = ".gguf"
 MAX_NAME_BYTES = 200
@@ -25,6 +26,8 @@ class ModelEntry:
     path: Path
     size_bytes: int  # of this file
     modified_ns: int
+    overrides: Overrides | None = None  # what a name of the store adds; None for plain files
+    changed_ns: int = 0  # when the name was last given; 0: with the file
 
 
 def model_name(path: Path) -> str:
@@ -61,6 +64,19 @@ class ModelFolder:
 
     def find(self, name: str) -> ModelEntry | None:
         """The model of that name, or None.  Absent, forbidden and malformed names look the same."""
+        if (
+            not name
+            or "/" in name
+            or "\0" in name
+            or name.startswith(".")
+            or len(name.encode()) > MAX_NAME_BYTES
+        ):
+            return None
+        if not _SPLIT.fullmatch(name):
+            for folder in dict.fromkeys((self.path, self.output)):
+                entry = _plain_file(folder / (name + SUFFIX)) if folder else None
+                if entry is not None:
+                    return entry
         return next((entry for entry in self.entries() if entry.name == name), None)
 
     def find_folder(self, name: str, inside: str) -> Path | None:
@@ -138,6 +154,18 @@ def _scan(folder: Path) -> list[ModelEntry]:
         # A folder that is gone or closed to us holds no models; a client need not know which.
         return []
     return [entry for entry in entries if entry is not None]
+
+
+def _plain_file(path: Path) -> ModelEntry | None:
+    try:
+        facts = path.lstat()
+    except (OSError, UnicodeEncodeError):
+        return None
+    return (
+        ModelEntry(model_name(path), path, facts.st_size, facts.st_mtime_ns)
+        if stat.S_ISREG(facts.st_mode)
+        else None
+    )
 
 
 def _entry(file: os.DirEntry[str]) -> ModelEntry | None:

@@ -14,9 +14,11 @@ from weakref import WeakKeyDictionary
 from daemon.access.line import Line, Ticket
 from daemon.bridge import Bridge
 from daemon.errors import ApiError, to_api_error
+from daemon.keep_alive import from_ms
 from daemon.log import get_logger
 from daemon.services.answer import Answer, AnswerEvent
 from daemon.services.call import Call, new_request_id
+from daemon.services.defaults import with_defaults
 from daemon.services.host import ModelHost, Served
 from daemon.services.options import Options, read_options, read_priority
 from daemon.services.prompt import (
@@ -97,7 +99,11 @@ class GenerateService:
         metrics = self._host.metrics
         ticket: Ticket | None = None
         try:
-            with self._host.admit(request.model) as served:
+            keep_alive_s = from_ms(request.keep_alive_ms) if request.HasField("keep_alive_ms") else None
+            async with self._host.admit(
+                request.model, deadline=call.deadline, keep_alive_s=keep_alive_s
+            ) as served:
+                request = with_defaults(request, served)
                 asked = await self._read(request, call, served, check, encode)
                 ticket = self._line_of(served).join(
                     call.caller, priority=asked.priority, prompt_tokens=len(asked.ids)
@@ -154,7 +160,7 @@ class GenerateService:
         field = (
             "messages" if isinstance(request, pb.ChatRequest) else request.WhichOneof("prompt") or "prompt"
         )
-        require_room(field, len(ids), model.context_tokens)
+        require_room(field, len(ids), options.context_tokens)
         return _Asked(ids, options, priority, accepted_s)
 
     def _submit(self, asked: _Asked, call: Call, served: Served, ticket: Ticket) -> Answer:
@@ -226,7 +232,7 @@ class _Asked:
 
 def _engine_request(call: Call, ids: list[int], options: Options, model: Any) -> Request:
     """The engine's request; max_tokens is cut to the room that the prompt leaves."""
-    room = model.context_tokens - len(ids)
+    room = options.context_tokens - len(ids)
     return Request(
         id=new_request_id(),  # the call's own id may be a caller's choice, and not unique
         prompt_ids=ids,

@@ -1,4 +1,13 @@
-"""The model host: one model with its engine, loaded, swapped and unloaded; who may use it, and when."""
+"""The model host: which models are in memory, who may use them, and which one goes when another needs its place.
+
+    admit(name) -> the slot of the model's file    in memory: use it
+                                                   being loaded: wait for it, within the deadline
+                                                   neither: load it, once for all who ask
+
+A slot in use (requests being prepared or running) is never unloaded.  An idle one goes when its keep_alive ends, or
+earlier when another model needs the memory: the one that was used least recently first.  Everything that changes the
+set of models happens under one lock, one change at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +15,21 @@ import asyncio
 import contextlib
 import enum
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-from daemon.bridge import Bridge
 from daemon.errors import ApiError
 from daemon.log import get_logger
 from daemon.metrics import Metrics, Snapshot
-from daemon.services.folder import ModelEntry, ModelFolder, entry_of
-from daemon.text.template import ChatTemplate
-from runtime.errors import QuantdError
+from daemon.services.catalog import Catalog
+from daemon.services.folder import ModelEntry, entry_of
+from daemon.services.served import Parts, Served, bring_up, runtime_parts, take_down
+from daemon.services.slot import Slot, WeightsKey, weights_key
 from runtime.machine_memory import available_memory_bytes
-from runtime.memory import RuntimeSettings
-from runtime.request import Event, FinishEvent, FinishReason, Request
-from runtime.sampling import SamplingParams
+from runtime.memory import MemoryPlan, RuntimeSettings
+
+__all__ = ["HostLimits", "ModelHost", "Parts", "Served", "State", "not_found", "runtime_parts"]
 
 log = get_logger("quantd.host")
 
@@ -37,9 +44,6 @@ HANG_S = 60.0
 LAST_EVENTS_S = 1.0
 
 
-WARM_UP_ID = "warm-up"
-
-
 class State(enum.Enum):
     """What the host can do now."""
 
@@ -50,59 +54,47 @@ class State(enum.Enum):
     FAILED = "the engine failed"
 
 
-class EngineHandle(Protocol):
-    """What the host needs of runtime.engine.Engine."""
+class HostLimits:
+    """Bounds and defaults of a host."""
 
-    def start(self) -> None: ...
-    def submit(self, request: Request) -> None: ...
-    def cancel(self, request_id: str) -> None: ...
-    def stats(self) -> Any: ...
-    def healthy(self) -> bool: ...
-    def stop(self, drain_s: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The model being served.  `model` is a runtime.model.LoadedModel."""
-
-    entry: ModelEntry
-    model: Any
-    engine: EngineHandle
-    bridge: Bridge
-    template: ChatTemplate | None
-
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """How the host makes its parts; tests put fakes in their place."""
-
-    load_model: Callable[[Path, RuntimeSettings], Any]
-    make_engine: Callable[[Any, int, Callable[[list[Event]], None]], EngineHandle]
-    make_template: Callable[[Any], ChatTemplate | None]
-    plan: Callable[[Path, RuntimeSettings], Any]
+    def __init__(
+        self,
+        *,
+        max_waiting: int = 64,
+        max_models: int = 3,
+        keep_alive_s: float = 300.0,
+        load_timeout_s: float = 300.0,
+    ) -> None:
+        """`max_waiting` requests a model beside its sessions, `max_models` in memory at once, `keep_alive_s` of a model that
+        a request loaded, `load_timeout_s` that a request without a deadline waits for its model.
+        """
+        self.max_waiting = max_waiting
+        self.max_models = max_models
+        self.keep_alive_s = keep_alive_s
+        self.load_timeout_s = load_timeout_s
 
 
 class ModelHost:
-    """Owns the served model.  All methods belong to one event loop, except `snapshot`."""
+    """Owns the models in memory.  All methods belong to one event loop, except `snapshots`."""
 
     def __init__(
-        self, folder: ModelFolder, settings: RuntimeSettings, parts: Parts, *, max_waiting: int = 64
+        self, folder: Catalog, settings: RuntimeSettings, parts: Parts, limits: HostLimits | None = None
     ) -> None:
         self.folder = folder
         self.settings = settings
         self.parts = parts
-        self.metrics = Metrics(self.snapshot)
+        self.limits = limits or HostLimits()
+        self.metrics = Metrics(self.snapshots)
         self.text_workers = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="quantd-text")
         self.on_change: list[Callable[[State], None]] = []
-        self._max_waiting = max_waiting
-        self._served: Served | None = None
+        self._default: ModelEntry | None = None
+        self._slots: dict[WeightsKey, Slot] = {}
         self._state = State.EMPTY
-        self._num_preparing = 0  # admitted requests that the engine does not have yet
         self._swap = asyncio.Lock()
+        self._released = (
+            asyncio.Event()
+        )  # set when a model may have become idle: wakes a load that waits for room
+        self._background: set[asyncio.Task[None]] = set()
         self.busy = asyncio.Event()  # set while requests are under way: lets watchers sleep while idle
 
     # Reading.
@@ -112,202 +104,356 @@ class ModelHost:
         return self._state
 
     @property
+    def default(self) -> ModelEntry | None:
+        """The model of requests that name none: the one that the operator chose, or else the first one loaded by hand."""
+        return self._default
+
+    @property
     def served(self) -> Served | None:
-        """The model being served, also while it drains."""
-        return self._served
+        """The default model where it is in memory, otherwise the model used last; also while draining."""
+        slots = [slot for slot in self._slots.values() if slot.served is not None]
+        if self._default is not None:
+            chosen = self._slots.get(weights_key(self._default))
+            if chosen is not None and chosen.served is not None:
+                return chosen.served
+        return max(slots, key=lambda slot: slot.last_used_s).served if slots else None
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Every model in memory or on its way there, the one used last first."""
+        return sorted(self._slots.values(), key=lambda slot: -slot.last_used_s)
 
     @property
     def num_requests(self) -> int:
         """Requests that were admitted and have not ended."""
-        return self._num_preparing + (self._served.bridge.num_open if self._served else 0)
-
-    def require(self, name: str, field: str = "model") -> Served:
-        """The served model if `name` asks for it (empty: whichever it is); otherwise says why not."""
-        if self._state is not State.READY or self._served is None:
-            if self._state is State.EMPTY and name and self.folder.find(name) is None:
-                raise not_found(name, field)
-            raise ApiError("UNAVAILABLE", f"Not ready: {self._state.value}.")
-        if name and name != self._served.name:
-            if self.folder.find(name) is not None:
-                raise ApiError("MODEL_NOT_FOUND", f"The model {name[:200]!r} is not loaded.", field=field)
-            raise not_found(name, field)
-        return self._served
-
-    @contextlib.contextmanager
-    def admit(self, name: str) -> Iterator[Served]:
-        """Room for one more request while it is being prepared; QUEUE_FULL before any work is done for it."""
-        served = self.require(name)
-        limit = self.settings.sessions + self._max_waiting
-        if self.num_requests >= limit:
-            raise ApiError(
-                "QUEUE_FULL", f"{limit} requests are under way; try again later.", retry_after_s=1.0
-            )
-        self._num_preparing += 1
-        self.busy.set()
-        try:
-            yield served
-        finally:
-            self._num_preparing -= 1
-
-    def healthy(self, silence_s: float = HANG_S) -> bool:
-        """False: the engine failed, or was silent for `silence_s`, and the process should be replaced."""
-        served = self._served
-        if self._state is State.FAILED:
-            return False
-        if served is None:
-            return True
-        if not served.engine.healthy():
-            return self._state is State.DRAINING and self.num_requests == 0
-        return bool(time.monotonic() - served.engine.stats().heartbeat_s < silence_s)
+        return sum(slot.num_requests for slot in self._slots.values())
 
     @property
     def loading(self) -> bool:
         """True while a model is being loaded or unloaded, in a thread that cannot be interrupted."""
         return self._swap.locked()
 
+    def find(self, name: str) -> ModelEntry | None:
+        """The model of that name, in memory or not."""
+        if self._default is not None and name == self._default.name:
+            return self._default
+        return self.folder.find(name)
+
+    def loaded(self, entry: ModelEntry) -> Served | None:
+        """The model of `entry` where it is in memory."""
+        slot = self._slots.get(weights_key(entry))
+        return None if slot is None or slot.served is None else slot.view(entry)
+
+    def healthy(self, silence_s: float = HANG_S) -> bool:
+        """False: an engine failed, or was silent for `silence_s`, and the process should be replaced."""
+        if self._state is State.FAILED:
+            return False
+        now_s = time.monotonic()
+        for slot in self._slots.values():
+            if slot.served is None:
+                continue
+            if not slot.served.engine.healthy():
+                if not (self._state is State.DRAINING and self.num_requests == 0):
+                    return False
+            elif now_s - slot.served.engine.stats().heartbeat_s >= silence_s:
+                return False
+        return True
+
     def ready(self) -> bool:
-        """True: a request would be taken."""
+        """True: a request would be taken, and its model loaded if need be."""
         return self._state is State.READY and self.healthy(UNRESPONSIVE_S)
 
-    def snapshot(self) -> Snapshot:
-        """For the gauges; any thread."""
-        served = self._served
-        if served is None:
-            return Snapshot(memory_available_bytes=available_memory_bytes())
-        stats, plan = served.engine.stats(), served.model.plan
-        file = served.model.file
-        return Snapshot(
-            model_name=served.name,
-            requests_running=stats.running,
-            requests_waiting=stats.waiting + self._num_preparing,
-            pages_total=stats.pages_total,
-            pages_used=stats.pages_used,
-            pages_reserved=stats.pages_reserved,
-            pages_cached=stats.pages_cached,
-            page_bytes=plan.kv_arena_bytes // max(1, plan.n_pages),
-            prompt_tokens_total=stats.prompt_tokens_total,
-            generation_tokens_total=stats.generation_tokens_total,
-            cache_queried_tokens_total=stats.cache_queried_tokens_total,
-            cache_hit_tokens_total=stats.cache_hit_tokens_total,
-            prompt_tokens_per_s=stats.prompt_tokens_per_s,
-            generation_tokens_per_s=stats.generation_tokens_per_s,
-            model_mapped_bytes=file.size_bytes,
-            model_resident_bytes=file.resident_bytes(),
-            memory_budget_bytes=plan.total_bytes,
-            memory_available_bytes=available_memory_bytes(),
-        )
+    def failed(self) -> Served | None:
+        """A model whose engine failed."""
+        for slot in self._slots.values():
+            if slot.served is not None and not slot.served.engine.healthy():
+                return slot.served
+        return None
 
-    # Changing.
+    def snapshots(self) -> list[Snapshot]:
+        """For the gauges, one of each model in memory; any thread."""
+        available_bytes = available_memory_bytes()
+        slots = [(slot.served, slot.num_preparing) for slot in list(self._slots.values())]
+        shown = [
+            _snapshot(served, num_preparing, available_bytes)
+            for served, num_preparing in slots
+            if served is not None
+        ]
+        return shown or [Snapshot(memory_available_bytes=available_bytes)]
+
+    # Using.
+
+    @contextlib.asynccontextmanager
+    async def admit(
+        self,
+        name: str,
+        *,
+        deadline: float | None = None,
+        keep_alive_s: float | None = None,
+        field: str = "model",
+    ) -> AsyncIterator[Served]:
+        """The model `name` (empty: the default) with room for one more request while that is being prepared.
+
+        Loads it first where it is not in memory, and waits for that until `deadline` (time.monotonic() seconds; None: the
+        load timeout).  QUEUE_FULL before any work is done.  `keep_alive_s` holds for the model from now on.
+        """
+        entry = self._entry(name, field)
+        slot = self._slot(entry)
+        limit = self.settings.sessions + self.limits.max_waiting
+        if slot.num_requests >= limit:
+            raise ApiError(
+                "QUEUE_FULL", f"{limit} requests are under way; try again later.", retry_after_s=1.0
+            )
+        with slot.use():
+            self.busy.set()
+            if slot.served is None:
+                await self._wait_loaded(slot, deadline)
+            if keep_alive_s is not None:
+                slot.keep_alive_s = keep_alive_s
+            await slot.prepare(entry)
+            yield slot.view(entry)
+
+    async def _wait_loaded(self, slot: Slot, deadline: float | None) -> None:
+        until_s = time.monotonic() + self.limits.load_timeout_s if deadline is None else deadline
+        task = self._start_loading(slot)
+        done, _ = await asyncio.wait([task], timeout=max(0.0, until_s - time.monotonic()))
+        if done:
+            task.result()
+            return
+        if deadline is None:
+            raise ApiError("UNAVAILABLE", f"The model {slot.entry.name!r} could not be loaded in time.")
+        raise ApiError("DEADLINE_EXCEEDED", "The time for this request ran out while its model was loaded.")
+
+    def _entry(self, name: str, field: str) -> ModelEntry:
+        self._require_open()
+        if not name and self._default is None:
+            raise ApiError(
+                "MODEL_NOT_FOUND", "Name a model: this daemon serves none by default.", field=field
+            )
+        entry = self._default if not name else self.find(name)
+        if entry is None:
+            raise not_found(name, field)
+        return entry
+
+    def _slot(self, entry: ModelEntry) -> Slot:
+        """The slot of the entry's file, made where there is none; files that were replaced since are kept no longer."""
+        key = weights_key(entry)
+        slot = self._slots.get(key)
+        if slot is None:
+            for other in self._slots.values():
+                if other.entry.path == entry.path:
+                    other.keep_alive_s = 0.0
+                    other.touch()
+            slot = Slot(entry, self.limits.keep_alive_s, self._idle)
+            self._slots[key] = slot
+        return slot
+
+    # Loading.
 
     async def load_path(self, path: Path) -> Served:
         """Serves the file that the operator named."""
         return await self.load(entry_of(path))
 
-    async def load(self, entry: ModelEntry) -> Served:
-        """Serves `entry` in the place of what is served; refused while requests run and when the plan does not fit.
+    async def load(self, entry: ModelEntry, *, keep_alive_s: float | None = None) -> Served:
+        """Brings `entry` into memory, for ever unless told otherwise; where there is no default model, it becomes that.
 
-        If the new model cannot be loaded after all, the old one is served again.
+        Models that are idle make room where it is needed.  Raises MemoryPlanError where the plan does not fit even then.
         """
-        async with self._swap:
-            self._require_idle()
-            old = self._served
-            if old is not None:
-                await asyncio.to_thread(self._require_plan, entry, old)
-                self._require_idle()  # a request may have come while the plan was made
-            self._served = None
+        self._require_open()
+        is_first = self._default is None
+        if is_first:
+            self._default = entry
+        if self._state is State.EMPTY:
             self._become(State.LOADING)
-            if old is not None:
-                await self._take_down(old)
+        slot = self._slot(entry)
+        with slot.use():
             try:
-                served = await self._bring_up(entry)
+                if slot.served is None:
+                    await self._wait_loaded(slot, None)
             except BaseException:
-                await self._restore(old)
+                if self._state is State.LOADING:
+                    self._become(State.EMPTY)
+                if is_first:
+                    self._default = None
                 raise
-            if self._state is not State.LOADING:
-                await self._take_down(served)
-                raise ApiError("UNAVAILABLE", f"Not ready: {self._state.value}.")
-            self._served = served
-            self._become(State.READY)
-            return served
+            slot.keep_alive_s = float("inf") if keep_alive_s is None else keep_alive_s
+            self.open()
+            return slot.view(entry)
 
-    async def unload(self) -> None:
-        """Serves nothing from now on; refused while requests run."""
+    def open(self) -> None:
+        """Takes requests from now on; models are loaded when they are first asked for."""
+        self._become(State.READY)
+
+    def _start_loading(self, slot: Slot) -> asyncio.Task[None]:
+        if slot.loading is None:
+            slot.loading = asyncio.get_running_loop().create_task(self._load(slot))
+            slot.loading.add_done_callback(_take_exception)
+        return slot.loading
+
+    async def _load(self, slot: Slot) -> None:
+        """The one load of a slot; a slot that cannot be loaded is forgotten, so that the next request tries again."""
+        started_s = time.monotonic()
+        try:
+            async with self._swap:
+                self._require_open()
+                others = await self._make_room(slot)
+                served = await bring_up(
+                    slot.entry,
+                    self.parts,
+                    self.settings,
+                    max_waiting=self.limits.max_waiting,
+                    others=others,
+                )
+                if self._state in (State.DRAINING, State.FAILED):
+                    await take_down(served)
+                    self._require_open()
+                slot.begin(served)
+        except BaseException:
+            self.metrics.model_load_failed()
+            self._forget(slot)
+            raise
+        self.metrics.model_loaded(time.monotonic() - started_s)
+        slot.touch()  # whoever asked for it may be gone
+
+    async def _make_room(self, slot: Slot) -> list[MemoryPlan]:
+        """Takes idle models down until `slot` fits, and waits for busy ones; returns the plans of those that stay."""
+        while True:
+            self._require_open()
+            if not slot.num_requests:
+                raise ApiError("CANCELLED", "Nobody waits for this model any more.")
+            self._released.clear()
+            loaded = [other for other in self._slots.values() if other.served is not None]
+            if not loaded:
+                return []  # load_model plans and refuses by itself
+            idle = sorted((one for one in loaded if one.is_idle), key=lambda one: one.last_used_s)
+            busy = [one for one in loaded if one not in idle]
+            reachable = await self._plan(slot, stay=busy, leave=idle)
+            if not reachable.fits:
+                if busy:
+                    reachable = await self._plan(slot, stay=[], leave=loaded)
+                reachable.ensure_fits()
+                await self._wait_released(slot)
+                continue
+            if len(loaded) < self.limits.max_models:
+                now = await self._plan(slot, stay=loaded, leave=[])
+                # Not at the price of a smaller context, while what stands in the way is not in use.
+                if now.fits and now.session_context_tokens >= reachable.session_context_tokens:
+                    return [one.plan for one in loaded if one.served is not None]
+            if not idle:
+                await self._wait_released(slot)
+            elif idle[0].is_idle:  # a request may have come while the plan was made
+                self.metrics.model_evicted()
+                log.info("model_makes_room", model=idle[0].entry.name, wanted_for=slot.entry.name)
+                await self._remove(idle[0])
+
+    async def _wait_released(self, slot: Slot) -> None:
+        """Until some request has ended; others may change the set of models meanwhile."""
+        log.info("load_waits_for_room", model=slot.entry.name)
+        self._swap.release()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._released.wait(), self.limits.load_timeout_s)
+        finally:
+            await self._swap.acquire()
+
+    async def _plan(self, slot: Slot, *, stay: Sequence[Slot], leave: Sequence[Slot]) -> MemoryPlan:
+        """The plan of `slot` beside those that stay, once the others have left."""
+        return await asyncio.to_thread(
+            self.parts.plan,
+            slot.entry.path,
+            self.settings,
+            others=[one.plan for one in stay],
+            leaving=[one.plan for one in leave],
+        )
+
+    # Unloading.
+
+    async def unload(self, entry: ModelEntry, *, when_idle: bool = False) -> bool:
+        """Takes a model out of memory; False: it will go when its requests have ended.
+
+        MODEL_BUSY while requests run, unless `when_idle`; MODEL_NOT_FOUND where it is not in memory.
+        """
+        slot = self._slots.get(weights_key(entry))
+        if slot is None or slot.served is None:
+            raise ApiError("MODEL_NOT_FOUND", f"The model {entry.name[:200]!r} is not loaded.", field="name")
+        if self._state is State.DRAINING:
+            self._require_open()
+        if slot.num_requests:
+            if not when_idle:
+                raise ApiError(
+                    "MODEL_BUSY", f"{slot.num_requests} requests are under way on the loaded model."
+                )
+            slot.keep_alive_s = 0.0
+            return False
+        slot.keep_alive_s = 0.0
         async with self._swap:
-            self._require_idle()
-            if self._served is not None:
-                old, self._served = self._served, None
-                self._become(State.EMPTY)
-                await self._take_down(old)
+            if slot.served is not None and slot.is_idle:
+                await self._remove(slot)
+        return True
+
+    def _idle(self, slot: Slot) -> None:
+        """Told by a slot that nobody uses it any more, and again when its keep_alive is over."""
+        self._released.set()
+        if slot.served is None:
+            if not slot.num_requests and slot.loading is None:
+                self._forget(slot)
+            return
+        if slot.is_expired and self._state not in (State.DRAINING, State.FAILED):
+            task = asyncio.get_running_loop().create_task(self._expire(slot))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _expire(self, slot: Slot) -> None:
+        async with self._swap:
+            if slot.served is not None and slot.is_expired:
+                await self._remove(slot)
+
+    async def _remove(self, slot: Slot) -> None:
+        """Takes down an idle slot; from here on a request for it makes a new one."""
+        served = slot.served
+        assert served is not None
+        self._forget(slot)
+        slot.end()
+        await take_down(served)
+
+    def _forget(self, slot: Slot) -> None:
+        slot.end_timer()
+        for key, known in list(self._slots.items()):
+            if known is slot:
+                del self._slots[key]
+
+    # Ending.
 
     def drain(self) -> None:
         """No new requests from now on; running ones go on."""
         if self._state is not State.FAILED:
             self._become(State.DRAINING)
+        self._released.set()
 
     def fail(self) -> None:
-        """The engine is beyond repair."""
+        """An engine is beyond repair."""
         self._become(State.FAILED)
 
     async def stop(self, drain_s: float) -> None:
         """Lets running requests end within `drain_s`, ends the rest, frees everything."""
-        served = self._served
-        if served is not None:
-            await asyncio.to_thread(served.engine.stop, drain_s)
-            await served.bridge.wait_empty(LAST_EVENTS_S)
+        served = [slot.served for slot in self._slots.values() if slot.served is not None]
+        await asyncio.gather(*(asyncio.to_thread(one.engine.stop, drain_s) for one in served))
+        await asyncio.gather(*(one.bridge.wait_empty(LAST_EVENTS_S) for one in served))
         self.text_workers.shutdown(wait=False, cancel_futures=True)
 
     async def close_model(self) -> None:
-        """Unmaps the model; after `stop`, when no answer is under way any more."""
-        if self._served is not None:
-            served, self._served = self._served, None
+        """Unmaps the models; after `stop`, when no answer is under way any more."""
+        slots = [slot for slot in self._slots.values() if slot.served is not None]
+        for slot in slots:
+            served = slot.served
+            assert served is not None
+            self._forget(slot)
+            slot.end()
             await asyncio.to_thread(served.model.close)
 
-    # Parts.
-
-    async def _bring_up(self, entry: ModelEntry) -> Served:
-        started_s = time.monotonic()
-        model = await asyncio.to_thread(self.parts.load_model, entry.path, self.settings)
-        try:
-            template = await asyncio.to_thread(self.parts.make_template, model)
-            bridge = Bridge(asyncio.get_running_loop())
-            engine = self.parts.make_engine(model, self._max_waiting, bridge.sink)
-            bridge.attach(engine)
-            engine.start()
-            try:
-                await _warm_up(model, bridge)
-            except BaseException:
-                await asyncio.to_thread(engine.stop, 0.0)
-                raise
-        except BaseException:
-            await asyncio.to_thread(model.close)
-            raise
-        log.info("model_loaded", model=entry.name, seconds=round(time.monotonic() - started_s, 3))
-        return Served(entry, model, engine, bridge, template)
-
-    async def _take_down(self, served: Served) -> None:
-        await asyncio.to_thread(served.engine.stop, 0.0)
-        await asyncio.to_thread(served.model.close)
-        log.info("model_unloaded", model=served.name)
-
-    async def _restore(self, old: Served | None) -> None:
-        """After a failed swap: the old model again, or nothing."""
-        if old is not None and self._state is State.LOADING:
-            with contextlib.suppress(QuantdError, OSError):
-                self._served = await self._bring_up(old.entry)
-        self._become(State.READY if self._served is not None else State.EMPTY)
-
-    def _require_plan(self, entry: ModelEntry, old: Served) -> None:
-        """Refuses a model that would not fit once the old one is gone, while the old one still serves."""
-        plan = self.parts.plan(entry.path, self.settings)
-        freed_bytes = old.model.plan.kv_arena_bytes + old.model.plan.scratch_bytes
-        if plan.total_bytes > plan.available_bytes + freed_bytes:
-            plan.ensure_fits()
-
-    def _require_idle(self) -> None:
-        if self._state is State.DRAINING:
+    def _require_open(self) -> None:
+        if self._state in (State.DRAINING, State.FAILED):
             raise ApiError("UNAVAILABLE", f"Not ready: {self._state.value}.")
-        if self.num_requests:
-            raise ApiError("MODEL_BUSY", f"{self.num_requests} requests are under way on the loaded model.")
 
     def _become(self, state: State) -> None:
         """Enters a state and tells; what drains or failed never becomes ready again."""
@@ -323,46 +469,31 @@ def not_found(name: str, field: str) -> ApiError:
     return ApiError("MODEL_NOT_FOUND", f"There is no model {name[:200]!r}.", field=field)
 
 
-async def _warm_up(model: Any, bridge: Bridge) -> None:
-    """One short request: touches every weight once, so that the first caller does not wait for the disk."""
-    bos_id = model.tokenizer.bos_id
-    request = Request(
-        id=WARM_UP_ID,
-        prompt_ids=(0 if bos_id is None else bos_id,),
-        max_tokens=2,
-        sampling=SamplingParams(temperature=0.0),
+def _take_exception(task: asyncio.Task[None]) -> None:
+    """A load that failed when nobody waited any more must not be reported as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _snapshot(served: Served, num_preparing: int, available_bytes: int) -> Snapshot:
+    stats, plan, file = served.engine.stats(), served.model.plan, served.model.file
+    return Snapshot(
+        model_name=served.name,
+        requests_running=stats.running,
+        requests_waiting=stats.waiting + num_preparing,
+        pages_total=stats.pages_total,
+        pages_used=stats.pages_used,
+        pages_reserved=stats.pages_reserved,
+        pages_cached=stats.pages_cached,
+        page_bytes=plan.kv_arena_bytes // max(1, plan.n_pages),
+        prompt_tokens_total=stats.prompt_tokens_total,
+        generation_tokens_total=stats.generation_tokens_total,
+        cache_queried_tokens_total=stats.cache_queried_tokens_total,
+        cache_hit_tokens_total=stats.cache_hit_tokens_total,
+        prompt_tokens_per_s=stats.prompt_tokens_per_s,
+        generation_tokens_per_s=stats.generation_tokens_per_s,
+        model_mapped_bytes=file.size_bytes,
+        model_resident_bytes=file.resident_bytes(),
+        memory_budget_bytes=plan.total_bytes,
+        memory_available_bytes=available_bytes,
     )
-    stream = bridge.submit(request)
-    while True:
-        event = await stream.next()
-        if isinstance(event, FinishEvent):
-            if event.reason is FinishReason.FAILED:
-                raise ApiError("UNSUPPORTED_MODEL", f"The model cannot compute: {event.error}.")
-            return
-
-
-def runtime_parts() -> Parts:
-    """The real parts.  Imported here: the runtime takes a while to import, and tests of services need none of it."""
-    from runtime.engine import Engine  # noqa: PLC0415
-    from runtime.gguf import ModelFile  # noqa: PLC0415
-    from runtime.memory import plan_memory  # noqa: PLC0415
-    from runtime.model import load_model, read_config  # noqa: PLC0415
-
-    def plan(path: Path, settings: RuntimeSettings) -> Any:
-        file = ModelFile.open(path)
-        return plan_memory(file, read_config(file), settings)
-
-    def make_engine(model: Any, max_waiting: int, sink: Callable[[list[Event]], None]) -> EngineHandle:
-        engine: EngineHandle = Engine(model, max_waiting=max_waiting, sink=sink)
-        return engine
-
-    return Parts(load_model, make_engine, make_template, plan)
-
-
-def make_template(model: Any) -> ChatTemplate | None:
-    """The model's chat template; None if it brings none, or one that cannot be used: then it serves without chat."""
-    try:
-        return ChatTemplate.of_model(model.file, model.tokenizer)
-    except ApiError as failure:
-        log.warning("chat_template_unusable", model=model.name, error=failure.message)
-        return None

@@ -52,6 +52,66 @@ class LocalBackend:
         """Say what memory serving takes."""
         return await self._services.model.plan_memory(request, self._call(context))
 
+    async def list_running(
+        self, request: model_service_pb2.ListRunningRequest, context: CallContext
+    ) -> model_service_pb2.ListRunningResponse:
+        """Say which models are in memory."""
+        return await self._services.model.list_running(request, self._call(context))
+
+    async def load_model(
+        self, request: model_service_pb2.LoadModelRequest, context: CallContext
+    ) -> model_service_pb2.LoadModelResponse:
+        """Bring a model into memory."""
+        return await self._services.model.load_model(request, self._call(context))
+
+    async def unload_model(
+        self, request: model_service_pb2.UnloadModelRequest, context: CallContext
+    ) -> model_service_pb2.UnloadModelResponse:
+        """Take a model out of memory."""
+        return await self._services.model.unload_model(request, self._call(context))
+
+    async def show_model(
+        self, request: model_service_pb2.ShowModelRequest, context: CallContext
+    ) -> model_service_pb2.ShowModelResponse:
+        """Tell everything about a model."""
+        return await self._services.library.show_model(request, self._call(context))
+
+    async def copy_model(
+        self, request: model_service_pb2.CopyModelRequest, context: CallContext
+    ) -> model_service_pb2.CopyModelResponse:
+        """Give a model a second name."""
+        return await self._services.library.copy_model(request, self._call(context))
+
+    async def delete_model(
+        self, request: model_service_pb2.DeleteModelRequest, context: CallContext
+    ) -> model_service_pb2.DeleteModelResponse:
+        """Forget a name."""
+        return await self._services.library.delete_model(request, self._call(context))
+
+    async def create_model(
+        self, request: model_service_pb2.CreateModelRequest, context: CallContext
+    ) -> model_service_pb2.CreateModelResponse:
+        """Make a model from another one or from blobs."""
+        return await self._services.library.create_model(request, self._call(context))
+
+    async def has_blob(
+        self, request: model_service_pb2.HasBlobRequest, context: CallContext
+    ) -> model_service_pb2.HasBlobResponse:
+        """Say whether the store has a blob."""
+        return await self._services.library.has_blob(request, self._call(context))
+
+    def pull_model(
+        self, request: model_service_pb2.PullModelRequest, context: CallContext
+    ) -> AsyncIterator[model_service_pb2.PullModelResponse]:
+        """Download a model."""
+        return self._services.library.pull_model(request, self._call(context))
+
+    async def upload_blob(
+        self, parts: AsyncIterator[model_service_pb2.UploadBlobRequest], context: CallContext
+    ) -> model_service_pb2.UploadBlobResponse:
+        """Store a blob."""
+        return await self._services.library.upload_blob(parts, self._call(context))
+
     async def tokenize(
         self, request: tokenizer_service_pb2.TokenizeRequest, context: CallContext
     ) -> tokenizer_service_pb2.TokenizeResponse:

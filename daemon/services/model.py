@@ -1,10 +1,11 @@
-"""ModelService: what models there are, which one serves, and what serving one would take."""
+"""ModelService: what models there are, which are in memory, and what serving one would take."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import structlog
 
 from daemon.errors import ApiError, to_api_error
+from daemon.keep_alive import FOREVER, from_ms
 from daemon.services.call import Call
 from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, Served, not_found
-from daemon.services.options import invalid
+from daemon.services.options import MAX_CONTEXT_TOKENS, MIN_CONTEXT_TOKENS, invalid
 from quantd.v1 import model_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
 from runtime.errors import QuantdError
@@ -26,78 +28,104 @@ log = structlog.stdlib.get_logger("quantd.models")
 
 MAX_CACHED = 256  # descriptions kept; one is about 200 bytes
 MAX_SESSIONS = 256
-MIN_CONTEXT_TOKENS = 16
-MAX_CONTEXT_TOKENS = 2**24
 
 
 class ModelService:
-    """The models of the folder, and the one being served."""
+    """The models of this daemon."""
 
     def __init__(self, host: ModelHost) -> None:
         self._host = host
         self._described: dict[ModelEntry, pb.Model] = {}
 
     async def list_models(self, request: rpc.ListModelsRequest, call: Call) -> rpc.ListModelsResponse:
-        """Every readable model, the served one first, then by name."""
+        """Every readable model, those in memory first, then by name."""
         del request, call
-        served = self._host.served
-        entries = await asyncio.to_thread(self._host.folder.entries)
-        models = [self._describe_served(served)] if served else []
-        for entry in entries:
-            if served is None or entry.name != served.name:
-                model = await asyncio.to_thread(self._describe_or_skip, entry)
-                if model is not None:
-                    models.append(model)
+        entries = {entry.name: entry for entry in await asyncio.to_thread(self._host.folder.entries)}
+        if self._host.default is not None:
+            entries[self._host.default.name] = self._host.default
+        for slot in self._host.slots:
+            entries.setdefault(slot.entry.name, slot.entry)
+        models = []
+        for _, entry in sorted(entries.items()):
+            served = self._host.loaded(entry)
+            model = (
+                self._describe_served(served)
+                if served is not None
+                else await asyncio.to_thread(self._describe_or_skip, entry)
+            )
+            if model is not None:
+                models.append(model)
+        models.sort(key=lambda model: (not model.loaded, model.name))
         return rpc.ListModelsResponse(models=models)
 
     async def get_model(self, request: rpc.GetModelRequest, call: Call) -> rpc.GetModelResponse:
-        """One model; an empty name asks for the served one."""
+        """One model; an empty name asks for the default model."""
         del call
-        served = self._host.served
-        if served is not None and request.name in ("", served.name):
+        entry = self._find_or_default(request.name)
+        served = self._host.loaded(entry)
+        if served is not None:
             return rpc.GetModelResponse(model=self._describe_served(served))
-        entry = self._find(request.name)
-        with _without_paths(entry):
+        with without_paths(entry):
             return rpc.GetModelResponse(model=await asyncio.to_thread(self._describe, entry))
 
     async def load_model(self, request: rpc.LoadModelRequest, call: Call) -> rpc.LoadModelResponse:
-        """Serves a model of the folder in the place of the one being served."""
+        """Brings a model into memory."""
         del call
-        served = self._host.served
         if not request.name:
             raise invalid("name", "must be given")
-        if served is None or served.name != request.name:
-            entry = self._find(request.name)
-            # A client that goes away must not leave the host between two models: the swap goes on without it.
-            with _without_paths(entry):
-                served = await asyncio.shield(asyncio.ensure_future(self._host.load(entry)))
+        entry = self._find(request.name)
+        keep_alive_s = from_ms(request.keep_alive_ms) if request.HasField("keep_alive_ms") else None
+        with without_paths(entry):
+            served = await self._host.load(entry, keep_alive_s=keep_alive_s)
         return rpc.LoadModelResponse(
             model=self._describe_served(served), plan=plan_message(served.model.plan)
         )
 
     async def unload_model(self, request: rpc.UnloadModelRequest, call: Call) -> rpc.UnloadModelResponse:
-        """Stops serving the named model."""
+        """Takes the named model out of memory."""
         del call
-        served = self._host.served
-        if served is None or request.name != served.name:
-            raise ApiError(
-                "MODEL_NOT_FOUND", f"The model {request.name[:200]!r} is not loaded.", field="name"
+        entry = self._find(request.name)
+        unload = self._host.unload(entry, when_idle=request.when_idle)
+        # A client that goes away must not leave a model half unloaded.
+        gone = await asyncio.shield(asyncio.ensure_future(unload))
+        return rpc.UnloadModelResponse(pending=not gone)
+
+    async def list_running(self, request: rpc.ListRunningRequest, call: Call) -> rpc.ListRunningResponse:
+        """Every model in memory, the one used last first."""
+        del request, call
+        response = rpc.ListRunningResponse()
+        now_ms = time.time_ns() // 1_000_000
+        for slot in self._host.slots:
+            if slot.served is None:
+                continue
+            expires_in_s = slot.expires_in_s
+            response.models.add(
+                model=self._describe_served(slot.served),
+                memory_bytes=max(0, slot.plan.model_bytes),
+                kv_arena_bytes=slot.plan.kv_arena_bytes,
+                num_requests=slot.num_requests,
+                loaded_unix_ms=slot.loaded_unix_ms,
+                expires_unix_ms=0 if expires_in_s == FOREVER else now_ms + round(1e3 * expires_in_s),
             )
-        await asyncio.shield(asyncio.ensure_future(self._host.unload()))
-        return rpc.UnloadModelResponse()
+        return response
 
     async def plan_memory(self, request: rpc.PlanMemoryRequest, call: Call) -> rpc.PlanMemoryResponse:
         """What serving a model would take, without loading it."""
         del call
         settings = _plan_settings(request, self._host.settings)
-        served = self._host.served
-        entry = served.entry if served and request.name in ("", served.name) else self._find(request.name)
-        with _without_paths(entry):
-            plan = await asyncio.to_thread(self._host.parts.plan, entry.path, settings)
+        entry = self._find_or_default(request.name)
+        with without_paths(entry):
+            leaving = [slot.plan for slot in self._host.slots if slot.served is not None]
+            plan = await asyncio.to_thread(self._host.parts.plan, entry.path, settings, leaving=leaving)
         return rpc.PlanMemoryResponse(plan=plan_message(plan))
 
+    def _find_or_default(self, name: str) -> ModelEntry:
+        if not name and self._host.default is not None:
+            return self._host.default
+        return self._find(name)
+
     def _find(self, name: str) -> ModelEntry:
-        entry = self._host.folder.find(name) if name else None
+        entry = self._host.find(name) if name else None
         if entry is None:
             raise not_found(name, "name")
         return entry
@@ -129,7 +157,7 @@ class ModelService:
 
 
 @contextlib.contextmanager
-def _without_paths(entry: ModelEntry) -> Iterator[None]:
+def without_paths(entry: ModelEntry) -> Iterator[None]:
     """Errors of the runtime name the file by its path, which is right at a terminal and nothing for clients."""
     try:
         yield
@@ -154,14 +182,18 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
         size_bytes=file.size_bytes,
         context_length=file.integer(f"{architecture}.context_length", 0, minimum=0, maximum=2**31 - 1),
         vocab_size=len(tokens),
-        has_chat_template=bool(file.get("tokenizer.chat_template", "")),
-        modified_unix_ms=entry.modified_ns // 1_000_000,
+        has_chat_template=bool(
+            file.get("tokenizer.chat_template", "") or (entry.overrides and entry.overrides.template)
+        ),
+        modified_unix_ms=(entry.changed_ns or entry.modified_ns) // 1_000_000,
+        digest="" if entry.overrides is None else f"sha256:{entry.overrides.manifest.digest}",
     )
 
 
 def plan_message(plan: Any) -> pb.MemoryPlan:
     """A runtime.memory.MemoryPlan as its message."""
     names = [field.name for field in pb.MemoryPlan.DESCRIPTOR.fields]
+    assert all(hasattr(plan, name) for name in names)
     return pb.MemoryPlan(**{name: getattr(plan, name) for name in names})
 
 

@@ -12,6 +12,8 @@ from daemon.errors import ApiError
 from quantd.v1 import generate_pb2 as pb
 from runtime.sampling import SamplingParams
 
+MIN_CONTEXT_TOKENS = 16
+MAX_CONTEXT_TOKENS = 2**24
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_LOGIT_BIAS = 1024
@@ -30,6 +32,7 @@ class Options:
     max_tokens: int | None  # None: what the session has room for
     stop: tuple[str, ...]
     ignore_eos: bool
+    context_tokens: int  # of prompt and answer together
     sampling: SamplingParams
 
 
@@ -48,8 +51,15 @@ def read_options(options: pb.GenerationOptions, *, n_vocab: int, context_tokens:
     top_logprobs = options.top_logprobs if options.HasField("top_logprobs") else None
     if top_logprobs is not None and not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
         raise invalid("options.top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, not {top_logprobs}")
+    wanted_tokens = options.context_tokens if options.HasField("context_tokens") else context_tokens
+    if not MIN_CONTEXT_TOKENS <= wanted_tokens <= MAX_CONTEXT_TOKENS:
+        raise invalid(
+            "options.context_tokens",
+            f"must be {MIN_CONTEXT_TOKENS} to {MAX_CONTEXT_TOKENS}, not {wanted_tokens}",
+        )
     return Options(
         max_tokens=max_tokens,
+        context_tokens=min(wanted_tokens, context_tokens),
         stop=_read_stops(options.stop),
         ignore_eos=options.ignore_eos,
         sampling=_read_sampling(options.sampling, top_logprobs, n_vocab),

@@ -18,7 +18,8 @@ from google.protobuf import json_format
 from daemon.errors import ApiError
 from daemon.lowprio import MEMORY_VARIABLE, PARENT_VARIABLE
 from daemon.services.call import Call
-from daemon.services.folder import SUFFIX, ModelFolder
+from daemon.services.catalog import Catalog
+from daemon.services.folder import SUFFIX
 from daemon.services.host import not_found
 from daemon.services.options import invalid
 from quantd.v1 import quantize_service_pb2 as rpc
@@ -55,7 +56,7 @@ class _Job:
 class QuantizeService:
     """A queue of quantizations, of which the first one runs."""
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: Catalog) -> None:
         self._folder = folder
         self._jobs: list[_Job] = []
 

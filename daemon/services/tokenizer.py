@@ -21,11 +21,10 @@ class TokenizerService:
 
     async def tokenize(self, request: rpc.TokenizeRequest, call: Call) -> rpc.TokenizeResponse:
         """Splits text into token ids."""
-        del call
         n_bytes = len(request.text.encode())
         if n_bytes > MAX_TEXT_BYTES:
             raise invalid("text", f"at most {MAX_TEXT_BYTES} bytes, not {n_bytes}")
-        with self._host.admit(request.model) as served:
+        async with self._host.admit(request.model, deadline=call.deadline) as served:
             encode = served.model.tokenizer.encode
             ids = await asyncio.get_running_loop().run_in_executor(
                 self._host.text_workers,
@@ -37,10 +36,9 @@ class TokenizerService:
 
     async def detokenize(self, request: rpc.DetokenizeRequest, call: Call) -> rpc.DetokenizeResponse:
         """Joins token ids to text."""
-        del call
         if len(request.ids) > MAX_IDS:
             raise invalid("ids", f"at most {MAX_IDS} ids, not {len(request.ids)}")
-        with self._host.admit(request.model) as served:
+        async with self._host.admit(request.model, deadline=call.deadline) as served:
             tokenizer = served.model.tokenizer
 
             def decode() -> str:

@@ -10,12 +10,15 @@ from daemon.access.gate import Gate
 from daemon.addresses import Address
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
+from daemon.services.catalog import Catalog
 from daemon.services.folder import ModelFolder
 from daemon.services.generate import GenerateService
-from daemon.services.host import ModelHost
+from daemon.services.host import HostLimits, ModelHost
+from daemon.services.library import LibraryService
 from daemon.services.model import ModelService
 from daemon.services.quantize import QuantizeService
 from daemon.services.tokenizer import TokenizerService
+from daemon.store.models import ModelStore
 from quantd.v1 import (
     generate_service_pb2_grpc,
     model_service_pb2_grpc,
@@ -30,15 +33,17 @@ from tests.daemon import fakes
 async def world(tmp_path):
     """Services and gRPC stubs over one fake model named "tiny" that is loaded."""
     fake = fakes.FakeWorld()
-    folder = ModelFolder(tmp_path)
+    folder = Catalog(ModelFolder(tmp_path), ModelStore(tmp_path / "store"))
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    host = ModelHost(folder, RuntimeSettings(sessions=2), fake.parts(), max_waiting=2)
+    host = ModelHost(folder, RuntimeSettings(sessions=2), fake.parts(), HostLimits(max_waiting=2))
+    model = ModelService(host)
     services = Services(
         gate=Gate(None),
         host=host,
         generate=GenerateService(host),
         tokenizer=TokenizerService(host),
-        model=ModelService(host),
+        model=model,
+        library=LibraryService(host, model),
         quantize=QuantizeService(folder),
     )
     server = RpcServer(services, max_concurrent=8)

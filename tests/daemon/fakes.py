@@ -22,8 +22,16 @@ class FakeTokenizer:
     bos_id = None
     eos_id = EOS
 
-    def encode(self, text, *, add_special=True, parse_special=False):
+    add_bos = False
+
+    def encode(self, text, *, add_special=True, parse_special=False, drop=""):
         return list(text.encode())
+
+    def token_text(self, token_id):
+        return "<eos>" if token_id == EOS else chr(token_id)
+
+    def break_special(self, text, mark):
+        return text
 
     def decode(self, ids):
         return bytes(one for one in ids if one < 256).decode(errors="replace")
@@ -231,7 +239,11 @@ class FakeWorld:
     def __init__(self):
         self.models = []
         self.engines = []
+        self.loads = []  # (name, totals of the plans beside it), in order
+        self.load_s = 0.0
         self.load_error = None
+        self.room_bytes = None
+        self.sizes = {}
         self.next_plan = plan()
         self.on_engine = lambda engine: None
 
@@ -240,14 +252,33 @@ class FakeWorld:
             load_model=self._load,
             make_engine=self._engine,
             make_template=lambda model: FakeTemplate() if model.chat_template else None,
-            plan=lambda path, settings: self.next_plan,
+            plan=self._plan,
         )
 
-    def _load(self, path, settings):
+    def _plan(self, path, settings, *, others=(), leaving=()):
+        """The next plan; where `room_bytes` is set, what is left of it beside the others."""
+        if self.room_bytes is None:
+            return self.next_plan
+        taken = sum(other.total_bytes for other in others)
+        total, left = self.sizes.get(Path(path).stem, 37), max(0, self.room_bytes - taken)
+        return plan(
+            total_bytes=total,
+            available_bytes=left,
+            fits=total <= left,
+            explanation=f"{total} of {left}",
+        )
+
+    def _load(self, path, settings, *, others=()):
+        self.loads.append((Path(path).stem, [other.total_bytes for other in others]))
+        time.sleep(self.load_s)
         if self.load_error:
             raise self.load_error
-        self.models.append(FakeModel(path))
-        return self.models[-1]
+        model = FakeModel(path)
+        if self.room_bytes is not None:
+            model.plan = self._plan(path, settings, others=others)
+            model.plan.ensure_fits()
+        self.models.append(model)
+        return model
 
     def _engine(self, model, max_waiting, sink):
         engine = FakeEngine(sink)

@@ -406,12 +406,12 @@ async def test_metrics_count_accepted_rejected_and_failed(world):
 
 async def test_no_chat_template_is_a_precondition(world):
     world.fake.models.clear()
-    await world.host.unload()
+    await world.host.unload(world.host.find("tiny"))
 
     load = world.host.parts.load_model
 
-    def load_without_template(path, settings):
-        model = load(path, settings)
+    def load_without_template(path, settings, **options):
+        model = load(path, settings, **options)
         model.chat_template = None
         return model
 
@@ -445,7 +445,7 @@ async def test_places_in_the_line_are_told_and_priorities_count(world):
     )
     high = pb.GenerateRequest(text="high", options=pb.GenerationOptions(report_queue_position=True))
     first = asyncio.ensure_future(collect(world.generate.Generate(low)))
-    await until(lambda: world.host.snapshot().requests_waiting == 1)
+    await until(lambda: world.host.snapshots()[0].requests_waiting == 1)
     second = asyncio.ensure_future(collect(world.generate.Generate(high)))
     places = {}
     for name, call in (("low", first), ("high", second)):

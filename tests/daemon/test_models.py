@@ -155,35 +155,73 @@ async def test_hostile_names_over_grpc(world, name):
         assert str(world.folder) not in error.message
 
 
-async def test_swapping_models(world):
+async def test_models_are_loaded_beside_each_other(world):
     write_gguf(world.folder / "other.gguf")
     response = await world.model.LoadModel(rpc.LoadModelRequest(name="other"))
     assert (response.model.name, response.model.loaded, response.plan.total_bytes) == ("other", True, 37)
-    assert world.fake.models[0].closed
-    request = pb.GenerateRequest(model="tiny", text="hi")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in world.generate.Generate(request):
-            pass
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    assert "not loaded" in caught.value.details()
+    assert not world.fake.models[0].closed
     again = await world.model.LoadModel(rpc.LoadModelRequest(name="other"))
     assert again.model.loaded
     assert len(world.fake.models) == 2
+    for name, answers in (("tiny", "tiny"), ("other", "other"), ("", "tiny")):
+        events = [event async for event in world.generate.Generate(pb.GenerateRequest(model=name, text="hi"))]
+        assert events[0].started.model == answers
 
 
-async def test_a_swap_is_refused_while_requests_run(world):
+async def test_the_first_request_that_names_a_model_loads_it(world):
     write_gguf(world.folder / "other.gguf")
+    request = tokenizer_service_pb2.TokenizeRequest(model="other", text="hi")
+    assert len((await world.tokenizer.Tokenize(request)).ids) == 2
+    request = pb.GenerateRequest(model="other", text="hi", keep_alive_ms=60_000)
+    events = [event async for event in world.generate.Generate(request)]
+    assert events[0].started.model == "other"
+    running = (await world.model.ListRunning(rpc.ListRunningRequest())).models
+    assert [one.model.name for one in running] == ["other", "tiny"]
+    assert running[0].expires_unix_ms > running[0].loaded_unix_ms > 0
+    assert running[1].expires_unix_ms == 0
+    assert (running[0].num_requests, running[0].kv_arena_bytes) == (0, 20)
+    error = await refusal(world.tokenizer.Tokenize(tokenizer_service_pb2.TokenizeRequest(model="nope")))
+    assert (error.reason, error.field) == ("MODEL_NOT_FOUND", "model")
+
+
+async def test_a_request_may_ask_for_a_smaller_context_and_nothing_is_loaded_again(world):
+    options = pb.GenerationOptions(context_tokens=20, ignore_eos=True)
+    request = pb.GenerateRequest(text="0123456789abcdef", options=options)
+    events = [event async for event in world.generate.Generate(request)]
+    assert events[-1].done.usage.completion_tokens == 4
+    request.text += "more than twenty"
+    error = await refusal(world.generate.Generate(request).read())
+    assert error.reason == "CONTEXT_LENGTH_EXCEEDED"
+    for tokens in (15, -1, 2**31 - 1):
+        request = pb.GenerateRequest(text="hi", options=pb.GenerationOptions(context_tokens=tokens))
+        error = await refusal(world.generate.Generate(request).read())
+        assert (error.reason, error.field) == ("INVALID_ARGUMENT", "options.context_tokens")
+    options = pb.GenerationOptions(context_tokens=2**20, ignore_eos=True)
+    events = [
+        event async for event in world.generate.Generate(pb.GenerateRequest(text="hi", options=options))
+    ]
+    assert events[-1].done.usage.completion_tokens == 126
+    assert len(world.fake.models) == 1
+
+
+async def test_unloading_is_refused_while_requests_run(world):
     world.engine.prefill_s = 60
     call = world.generate.Generate(pb.GenerateRequest(text="hi"))
     await call.read()
-    assert (await refusal(world.model.LoadModel(rpc.LoadModelRequest(name="other")))).reason == "MODEL_BUSY"
-    assert (
-        await refusal(world.model.UnloadModel(rpc.UnloadModelRequest(name="tiny")))
-    ).reason == "MODEL_BUSY"
+    unload = rpc.UnloadModelRequest(name="tiny")
+    assert (await refusal(world.model.UnloadModel(unload))).reason == "MODEL_BUSY"
+    unload.when_idle = True
+    assert (await world.model.UnloadModel(unload)).pending
+    assert not world.fake.models[0].closed
     call.cancel()
+    for _ in range(500):
+        if world.fake.models[0].closed:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it was never unloaded")
 
 
-async def test_a_plan_that_does_not_fit_leaves_the_old_model(world):
+async def test_a_plan_that_does_not_fit_leaves_the_other_model(world):
     write_gguf(world.folder / "other.gguf")
     world.fake.next_plan = plan(total_bytes=1000, fits=False, explanation="too much: 1000 bytes")
     error = await refusal(world.model.LoadModel(rpc.LoadModelRequest(name="other")))
@@ -192,16 +230,9 @@ async def test_a_plan_that_does_not_fit_leaves_the_old_model(world):
     assert not world.fake.models[0].closed
 
 
-async def test_a_model_that_cannot_be_loaded_brings_the_old_one_back(world):
+async def test_a_model_that_cannot_be_loaded_leaves_the_other_model(world):
     write_gguf(world.folder / "other.gguf")
-    load = world.host.parts.load_model
-
-    def refuse_other(path, settings):
-        if path.name == "other.gguf":
-            raise UnsupportedModelError("unknown architecture")
-        return load(path, settings)
-
-    object.__setattr__(world.host.parts, "load_model", refuse_other)
+    world.fake.load_error = UnsupportedModelError("unknown architecture")
     assert (
         await refusal(world.model.LoadModel(rpc.LoadModelRequest(name="other")))
     ).reason == "UNSUPPORTED_MODEL"
@@ -210,7 +241,7 @@ async def test_a_model_that_cannot_be_loaded_brings_the_old_one_back(world):
 
 
 async def test_a_model_that_fails_its_warm_up_is_not_served(world):
-    await world.host.unload()
+    await world.host.unload(world.host.find("tiny"))
 
     def break_engine(engine):
         engine.fails_warm_up = True
@@ -220,41 +251,19 @@ async def test_a_model_that_fails_its_warm_up_is_not_served(world):
     with pytest.raises(ApiError) as caught:
         await world.host.load_path(world.folder / "tiny.gguf")
     assert caught.value.reason == "UNSUPPORTED_MODEL"
-    assert world.host.state is State.EMPTY
+    assert world.host.served is None
     assert world.fake.models[-1].closed
 
 
-async def test_unload_and_load_again(world):
+async def test_an_unloaded_model_comes_back_when_it_is_asked_for(world):
     await world.model.UnloadModel(rpc.UnloadModelRequest(name="tiny"))
-    for name, reason in (("", "UNAVAILABLE"), ("tiny", "UNAVAILABLE"), ("nope", "MODEL_NOT_FOUND")):
-        error = await refusal(
-            world.tokenizer.Tokenize(tokenizer_service_pb2.TokenizeRequest(model=name, text="hi"))
-        )
-        assert error.reason == reason
-    write_gguf(world.folder / "tiny2.gguf")
-    assert (await world.model.LoadModel(rpc.LoadModelRequest(name="tiny2"))).model.loaded
-
-
-async def test_a_swap_outlives_its_caller(world):
-    write_gguf(world.folder / "other.gguf")
-    load = world.host.parts.load_model
-
-    def slow(path, settings):
-        import time
-
-        time.sleep(0.2)
-        return load(path, settings)
-
-    object.__setattr__(world.host.parts, "load_model", slow)
-    call = world.model.LoadModel(rpc.LoadModelRequest(name="other"))
-    while world.host.state is State.READY:
-        await asyncio.sleep(0.01)
-    call.cancel()
-    for _ in range(200):
-        if world.host.state is State.READY:
-            break
-        await asyncio.sleep(0.01)
-    assert world.host.served.name == "other"
+    assert not (await world.model.ListRunning(rpc.ListRunningRequest())).models
+    for name in ("", "tiny"):
+        request = tokenizer_service_pb2.TokenizeRequest(model=name, text="hi")
+        assert (await world.tokenizer.Tokenize(request)).ids
+    assert len(world.fake.models) == 2
+    error = await refusal(world.model.UnloadModel(rpc.UnloadModelRequest(name="nope")))
+    assert error.reason == "MODEL_NOT_FOUND"
 
 
 @pytest.mark.parametrize(
@@ -323,15 +332,11 @@ def test_entry_of_a_missing_file(tmp_path):
 
 async def test_draining_while_a_model_loads_stays_draining(world):
     write_gguf(world.folder / "other.gguf")
-    load = world.host.parts.load_model
-
-    def drain_meanwhile(path, settings):
-        world.host.drain()
-        return load(path, settings)
-
-    object.__setattr__(world.host.parts, "load_model", drain_meanwhile)
-    error = await refusal(world.model.LoadModel(rpc.LoadModelRequest(name="other")))
-    assert error.reason == "UNAVAILABLE"
+    world.fake.load_s = 0.1
+    call = world.model.LoadModel(rpc.LoadModelRequest(name="other"))
+    while len(world.fake.loads) < 2:
+        await asyncio.sleep(0.005)
+    world.host.drain()
+    assert (await refusal(call)).reason == "UNAVAILABLE"
     assert world.host.state is State.DRAINING
-    assert world.host.served is None
     assert world.fake.models[-1].closed

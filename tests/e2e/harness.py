@@ -27,7 +27,11 @@ def environment(**changes):
     inherited = {
         key: value for key, value in os.environ.items() if not key.startswith(("QUANTD_", "OLLAMA_"))
     }
-    return {**inherited, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto" / "gen"))), **changes}
+    ours = {
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto" / "gen"))),
+        "QUANTD_STORE_DIR": "/nonexistent/store",  # the developer's own models are none of the tests' business
+    }
+    return {**inherited, **ours, **changes}
 
 
 class Daemon:

@@ -1,5 +1,6 @@
 """`quantd run` as a person uses it: one answer, a pipe, and a chat at a terminal."""
 
+import json
 import os
 import pty
 import re
@@ -115,3 +116,44 @@ def test_a_chat_at_the_terminal(models):
         process.kill()
         process.wait()
         os.close(main)
+
+
+def quantd(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "daemon", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_models_of_the_store_from_the_shell(served, models, tmp_path):
+    where = ("--store-dir", str(tmp_path), "--models-dir", str(models))
+    assert quantd("cp", "demo", "assistant:v1", *where).returncode == 0
+    listed = json.loads(quantd("list", "--json", *where).stdout)["models"]
+    assert [one["name"] for one in listed] == ["assistant:v1", "demo", "demo-f16"]
+    assert "assistant:v1" in quantd("list", *where).stdout
+    shown = json.loads(quantd("show", "assistant:v1", "--json", *where).stdout)
+    assert shown["model"]["digest"].startswith("sha256:")
+    assert shown["metadata"]["general.architecture"] == "llama"
+    assert "of the file" in quantd("show", "assistant:v1", *where).stdout
+    assert "{%" in quantd("show", "assistant:v1", "--only", "template", *where).stdout
+    plan = json.loads(quantd("plan", "assistant:v1", "--json", *where).stdout)
+    assert plan["fits"]
+    assert plan["max_sessions"] > 4
+    plan = json.loads(quantd("plan", "demo-f16", "--json", *where).stdout)
+    assert {"Q4_K_M", "Q8_0"} <= {one["quantization"] for one in plan["variants"]}
+    removed = quantd("rm", "assistant:v1", *where)
+    assert "freed" in removed.stdout
+    assert quantd("rm", "assistant:v1", *where).returncode == 64
+    assert quantd("rm", "demo", *where).returncode == 64
+    running = json.loads(quantd("ps", "--json", "--grpc", served.grpc).stdout)["models"]
+    assert "demo" in [one["model"]["name"] for one in running]
+    assert "for ever" in quantd("ps", "--grpc", served.grpc).stdout
+    assert quantd("stop", "nope", "--grpc", served.grpc).returncode == 64
+    gone = quantd("ps", "--grpc", "127.0.0.1:1")
+    assert gone.returncode == 69
+    assert "no daemon answers" in gone.stderr

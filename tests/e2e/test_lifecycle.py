@@ -174,33 +174,38 @@ def test_sigterm_while_the_model_loads(start, models, tmp_path, delay_s):
     assert seconds < 10
 
 
-def test_models_are_swapped_and_unloaded(start, models):
-    daemon = start(*small(models))
+def test_models_come_when_they_are_named_and_go_when_they_are_idle(start, models):
+    daemon = start(*small(models), "--keep-alive", "200ms", "--max-models", "2")
     stubs = Stubs(daemon.grpc)
     health = health_pb2_grpc.HealthStub(stubs.channel)
 
-    def serving():
-        return health.Check(health_pb2.HealthCheckRequest()).status
+    def running():
+        return [
+            one.model.name for one in stubs.models.ListRunning(model_service_pb2.ListRunningRequest()).models
+        ]
 
-    def ask(name):
-        request = pb.GenerateRequest(model=name, text="Once", options=pb.GenerationOptions(max_tokens=4))
+    def ask(name, **options):
+        request = pb.GenerateRequest(
+            model=name, text="Once", options=pb.GenerationOptions(max_tokens=4), **options
+        )
         return next(iter(list(stubs.generate.Generate(request)))).started.model
 
-    loaded = stubs.models.LoadModel(model_service_pb2.LoadModelRequest(name="demo-f16"))
-    assert (loaded.model.name, loaded.model.loaded, loaded.plan.fits) == ("demo-f16", True, True)
-    assert ask("demo-f16") == ask("") == "demo-f16"
+    assert ask("demo-f16", keep_alive_ms=60_000) == "demo-f16"
+    assert running() == ["demo-f16", "demo"]
+    assert ask("") == "demo"
+    assert ask("demo-f16", keep_alive_ms=100) == "demo-f16"
+    end = time.monotonic() + 10
+    while running() != ["demo"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    stubs.models.UnloadModel(model_service_pb2.UnloadModelRequest(name="demo"))
+    assert running() == []
+    assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+    assert urllib.request.urlopen(f"{daemon.url}/readyz", timeout=5).status == 200
+    assert ask("") == "demo"
     with pytest.raises(grpc.RpcError) as caught:
-        ask("demo")
+        ask("nope")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    stubs.models.UnloadModel(model_service_pb2.UnloadModelRequest(name="demo-f16"))
-    with pytest.raises(grpc.RpcError) as caught:
-        ask("")
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert serving() == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert urllib.request.urlopen(f"{daemon.url}/livez", timeout=5).status == 200
-    stubs.models.LoadModel(model_service_pb2.LoadModelRequest(name="demo"))
-    assert ask("demo") == "demo"
-    assert serving() == health_pb2.HealthCheckResponse.SERVING
     assert daemon.stop()[0] == 0
     stubs.channel.close()
 
@@ -219,5 +224,7 @@ def test_a_daemon_without_a_model_waits_for_one(start, models):
     assert names == ["demo", "demo-f16"]
     plan = stubs.models.LoadModel(model_service_pb2.LoadModelRequest(name="demo")).plan
     assert plan.kv_arena_bytes <= 8 * 2**20
+    request = pb.GenerateRequest(text="Once", options=pb.GenerationOptions(max_tokens=2))
+    assert next(iter(stubs.generate.Generate(request))).started.model == "demo"
     assert daemon.stop()[0] == 0
     stubs.channel.close()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quantd/v1/generate.proto\x12\tquantd.v1\"\xe8\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rrepeat_last_n\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.quantd.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\n \x01(\x04H\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x10\n\x0e_repeat_last_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xf9\x01\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.quantd.v1.SamplingParams\x12\x15\n\x08priority\x18< \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x15report_queue_position\x18= \x01(\x08\x42\r\n\x0b_max_tokensB\x0f\n\r_top_logprobsB\x0b\n\t_priority\"f\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12$\n\x03top\x18\x04 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xb5\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12%\n\x06tokens\x18\x03 \x01(\x0b\x32\x13.quantd.v1.TokenIdsH\x00\x12\x15\n\rparse_special\x18\x04 \x01(\x08\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x0c\n\x04\x65\x63ho\x18\x06 \x01(\x08\x42\x08\n\x06prompt\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"u\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.quantd.v1.ChatMessage\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\"\\\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"S\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x08logprobs\x18\x02 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x14 \x01(\x05\"B\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\"\x9d\x01\n\x04\x44one\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.quantd.v1.FinishReason\x12\x11\n\tstop_text\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.quantd.v1.Usage\x12#\n\x07timings\x18\x04 \x01(\x0b\x32\x12.quantd.v1.Timings\x12\x0c\n\x04seed\x18\x05 \x01(\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quantd/v1/generate.proto\x12\tquantd.v1\"\xe8\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rrepeat_last_n\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.quantd.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\n \x01(\x04H\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x10\n\x0e_repeat_last_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xa9\x02\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.quantd.v1.SamplingParams\x12\x15\n\x08priority\x18< \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x15report_queue_position\x18= \x01(\x08\x12\x1b\n\x0e\x63ontext_tokens\x18\x14 \x01(\x05H\x03\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0f\n\r_top_logprobsB\x0b\n\t_priorityB\x11\n\x0f_context_tokens\"f\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12$\n\x03top\x18\x04 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xe3\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12%\n\x06tokens\x18\x03 \x01(\x0b\x32\x13.quantd.v1.TokenIdsH\x00\x12\x15\n\rparse_special\x18\x04 \x01(\x08\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x0c\n\x04\x65\x63ho\x18\x06 \x01(\x08\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06promptB\x10\n\x0e_keep_alive_ms\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xa3\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.quantd.v1.ChatMessage\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_keep_alive_ms\"\\\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"S\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x08logprobs\x18\x02 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x14 \x01(\x05\"B\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\"\x9d\x01\n\x04\x44one\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.quantd.v1.FinishReason\x12\x11\n\tstop_text\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.quantd.v1.Usage\x12#\n\x07timings\x18\x04 \x01(\x0b\x32\x12.quantd.v1.Timings\x12\x0c\n\x04seed\x18\x05 \x01(\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1791
-  _globals['_FINISHREASON']._serialized_end=1886
+  _globals['_FINISHREASON']._serialized_start=1932
+  _globals['_FINISHREASON']._serialized_end=2027
   _globals['_SAMPLINGPARAMS']._serialized_start=40
   _globals['_SAMPLINGPARAMS']._serialized_end=528
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=345
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=393
   _globals['_GENERATIONOPTIONS']._serialized_start=531
-  _globals['_GENERATIONOPTIONS']._serialized_end=780
-  _globals['_TOKENLOGPROB']._serialized_start=782
-  _globals['_TOKENLOGPROB']._serialized_end=884
-  _globals['_TOKENIDS']._serialized_start=886
-  _globals['_TOKENIDS']._serialized_end=909
-  _globals['_GENERATEREQUEST']._serialized_start=912
-  _globals['_GENERATEREQUEST']._serialized_end=1093
-  _globals['_CHATMESSAGE']._serialized_start=1095
-  _globals['_CHATMESSAGE']._serialized_end=1153
-  _globals['_CHATREQUEST']._serialized_start=1155
-  _globals['_CHATREQUEST']._serialized_end=1272
-  _globals['_STARTED']._serialized_start=1274
-  _globals['_STARTED']._serialized_end=1366
-  _globals['_QUEUED']._serialized_start=1368
-  _globals['_QUEUED']._serialized_end=1394
-  _globals['_DELTA']._serialized_start=1396
-  _globals['_DELTA']._serialized_end=1479
-  _globals['_USAGE']._serialized_start=1481
-  _globals['_USAGE']._serialized_end=1561
-  _globals['_TIMINGS']._serialized_start=1563
-  _globals['_TIMINGS']._serialized_end=1629
-  _globals['_DONE']._serialized_start=1632
-  _globals['_DONE']._serialized_end=1789
+  _globals['_GENERATIONOPTIONS']._serialized_end=828
+  _globals['_TOKENLOGPROB']._serialized_start=830
+  _globals['_TOKENLOGPROB']._serialized_end=932
+  _globals['_TOKENIDS']._serialized_start=934
+  _globals['_TOKENIDS']._serialized_end=957
+  _globals['_GENERATEREQUEST']._serialized_start=960
+  _globals['_GENERATEREQUEST']._serialized_end=1187
+  _globals['_CHATMESSAGE']._serialized_start=1189
+  _globals['_CHATMESSAGE']._serialized_end=1247
+  _globals['_CHATREQUEST']._serialized_start=1250
+  _globals['_CHATREQUEST']._serialized_end=1413
+  _globals['_STARTED']._serialized_start=1415
+  _globals['_STARTED']._serialized_end=1507
+  _globals['_QUEUED']._serialized_start=1509
+  _globals['_QUEUED']._serialized_end=1535
+  _globals['_DELTA']._serialized_start=1537
+  _globals['_DELTA']._serialized_end=1620
+  _globals['_USAGE']._serialized_start=1622
+  _globals['_USAGE']._serialized_end=1702
+  _globals['_TIMINGS']._serialized_start=1704
+  _globals['_TIMINGS']._serialized_end=1770
+  _globals['_DONE']._serialized_start=1773
+  _globals['_DONE']._serialized_end=1930
 # @@protoc_insertion_point(module_scope)

@@ -173,6 +173,7 @@ class GenerationOptions(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     REPORT_QUEUE_POSITION_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to generate, 1 to the context length. Unset: what the session's context has room for."""
     ignore_eos: _builtins.bool
@@ -187,6 +188,10 @@ class GenerationOptions(_message.Message):
     """
     report_queue_position: _builtins.bool
     """True: tell the place in the line, as Queued events, while the request waits for a session. Default false."""
+    context_tokens: _builtins.int
+    """Tokens that prompt and answer may have together, 16 to 16,777,216; more than a session here holds means what it holds.
+    Never reloads a model. Unset: the model's own num_ctx, or what a session holds.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer and are not part of it; at most 16, of at most 256 bytes each."""
@@ -205,17 +210,22 @@ class GenerationOptions(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         priority: _builtins.int | None = ...,
         report_queue_position: _builtins.bool = ...,
+        context_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "max_tokens", b"max_tokens", "priority", b"priority", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_tokens", b"_max_tokens", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "context_tokens", b"context_tokens", "max_tokens", b"max_tokens", "priority", b"priority", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "priority", b"priority", "report_queue_position", b"report_queue_position", "sampling", b"sampling", "stop", b"stop", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_tokens", b"_max_tokens", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "context_tokens", b"context_tokens", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "priority", b"priority", "report_queue_position", b"report_queue_position", "sampling", b"sampling", "stop", b"stop", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_tokens: _TypeAlias = _typing.Literal["context_tokens"]  # noqa: Y015
+    _WhichOneofArgType__context_tokens: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_tokens) -> _WhichOneofReturnType__context_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
@@ -297,8 +307,9 @@ class GenerateRequest(_message.Message):
     PARSE_SPECIAL_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_MS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of a loaded model. Empty: the model that the daemon was started with."""
+    """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
     text: _builtins.str
     """Text; tokenized with the model's beginning-of-text token where the model wants one. Special-token
     text in it (such as <s>) is taken as special tokens only if parse_special is set.
@@ -307,6 +318,10 @@ class GenerateRequest(_message.Message):
     """True: special-token text in the prompt becomes special tokens. Default false."""
     echo: _builtins.bool
     """True: the prompt's text comes first in the answer. Default false."""
+    keep_alive_ms: _builtins.int
+    """How long the model stays in memory after this request, in milliseconds; 0: not at all, negative: for ever. Holds until
+    another request says otherwise. Unset: as it was (the daemon's keep_alive, 5 minutes unless configured).
+    """
     @_builtins.property
     def tokens(self) -> Global___TokenIds:
         """Token ids, taken as they are."""
@@ -324,13 +339,19 @@ class GenerateRequest(_message.Message):
         parse_special: _builtins.bool = ...,
         options: Global___GenerationOptions | None = ...,
         echo: _builtins.bool = ...,
+        keep_alive_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "keep_alive_ms", b"keep_alive_ms", "options", b"options", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "model", b"model", "options", b"options", "parse_special", b"parse_special", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "echo", b"echo", "keep_alive_ms", b"keep_alive_ms", "model", b"model", "options", b"options", "parse_special", b"parse_special", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_alive_ms: _TypeAlias = _typing.Literal["keep_alive_ms"]  # noqa: Y015
+    _WhichOneofArgType__keep_alive_ms: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_alive_ms) -> _WhichOneofReturnType__keep_alive_ms | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
@@ -374,8 +395,13 @@ class ChatRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    KEEP_ALIVE_MS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of a loaded model. Empty: the model that the daemon was started with."""
+    """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
+    keep_alive_ms: _builtins.int
+    """How long the model stays in memory after this request, in milliseconds; 0: not at all, negative: for ever. Holds until
+    another request says otherwise. Unset: as it was (the daemon's keep_alive, 5 minutes unless configured).
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation so far, oldest first; 1 to 4096 messages."""
@@ -390,12 +416,15 @@ class ChatRequest(_message.Message):
         model: _builtins.str = ...,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         options: Global___GenerationOptions | None = ...,
+        keep_alive_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "keep_alive_ms", b"keep_alive_ms", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "keep_alive_ms", b"keep_alive_ms", "messages", b"messages", "model", b"model", "options", b"options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__keep_alive_ms: _TypeAlias = _typing.Literal["keep_alive_ms"]  # noqa: Y015
+    _WhichOneofArgType__keep_alive_ms: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_alive_ms) -> _WhichOneofReturnType__keep_alive_ms | None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
 

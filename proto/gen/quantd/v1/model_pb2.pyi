@@ -33,8 +33,9 @@ class Model(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     MODIFIED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name by which requests ask for it: the file's name without ".gguf"."""
+    """Name by which requests ask for it: "name:tag" in the store, or the name of a file in the model folder without ".gguf"."""
     loaded: _builtins.bool
     """True: mapped and ready to answer."""
     architecture: _builtins.str
@@ -55,6 +56,8 @@ class Model(_message.Message):
     """True: the file brings a chat template."""
     modified_unix_ms: _builtins.int
     """Last change of the file, in milliseconds since 1970-01-01 UTC."""
+    digest: _builtins.str
+    """"sha256:..." of the weights (of a split model, of its first file); empty for a plain file of the model folder."""
     def __init__(
         self,
         *,
@@ -69,10 +72,11 @@ class Model(_message.Message):
         vocab_size: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
         modified_unix_ms: _builtins.int = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "has_chat_template", b"has_chat_template", "loaded", b"loaded", "modified_unix_ms", b"modified_unix_ms", "name", b"name", "num_parameters", b"num_parameters", "quantization", b"quantization", "session_context_tokens", b"session_context_tokens", "size_bytes", b"size_bytes", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "digest", b"digest", "has_chat_template", b"has_chat_template", "loaded", b"loaded", "modified_unix_ms", b"modified_unix_ms", "name", b"name", "num_parameters", b"num_parameters", "quantization", b"quantization", "session_context_tokens", b"session_context_tokens", "size_bytes", b"size_bytes", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -95,6 +99,10 @@ class MemoryPlan(_message.Message):
     SESSION_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     KV_TYPE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    MAX_SESSIONS_FIELD_NUMBER: _builtins.int
+    MAX_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    SESSION_SHARE_TOKENS_FIELD_NUMBER: _builtins.int
+    OTHERS_BYTES_FIELD_NUMBER: _builtins.int
     weights_bytes: _builtins.int
     """The mapped weights."""
     kv_arena_bytes: _builtins.int
@@ -117,6 +125,14 @@ class MemoryPlan(_message.Message):
     """Type of the cached keys and values, "f16" or "q8_0"."""
     explanation: _builtins.str
     """In words: what takes how much, and what would fit where it does not."""
+    max_sessions: _builtins.int
+    """Sessions of this context that would fit at most, 0 to 256."""
+    max_context_tokens: _builtins.int
+    """Tokens of context that would fit at most in each of these sessions; 0: not one page."""
+    session_share_tokens: _builtins.int
+    """Tokens that each session is guaranteed; more is borrowed from idle pages."""
+    others_bytes: _builtins.int
+    """Other models that stay in memory; available_bytes is what is left beside them."""
     def __init__(
         self,
         *,
@@ -131,10 +147,14 @@ class MemoryPlan(_message.Message):
         session_context_tokens: _builtins.int = ...,
         kv_type: _builtins.str = ...,
         explanation: _builtins.str = ...,
+        max_sessions: _builtins.int = ...,
+        max_context_tokens: _builtins.int = ...,
+        session_share_tokens: _builtins.int = ...,
+        others_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "explanation", b"explanation", "fits", b"fits", "kv_arena_bytes", b"kv_arena_bytes", "kv_type", b"kv_type", "process_bytes", b"process_bytes", "scratch_bytes", b"scratch_bytes", "session_context_tokens", b"session_context_tokens", "sessions", b"sessions", "total_bytes", b"total_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_bytes", b"available_bytes", "explanation", b"explanation", "fits", b"fits", "kv_arena_bytes", b"kv_arena_bytes", "kv_type", b"kv_type", "max_context_tokens", b"max_context_tokens", "max_sessions", b"max_sessions", "others_bytes", b"others_bytes", "process_bytes", b"process_bytes", "scratch_bytes", b"scratch_bytes", "session_context_tokens", b"session_context_tokens", "session_share_tokens", b"session_share_tokens", "sessions", b"sessions", "total_bytes", b"total_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

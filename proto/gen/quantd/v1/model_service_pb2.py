@@ -22,36 +22,81 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from quantd.v1 import generate_pb2 as quantd_dot_v1_dot_generate__pb2
 from quantd.v1 import model_pb2 as quantd_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dquantd/v1/model_service.proto\x12\tquantd.v1\x1a\x15quantd/v1/model.proto\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.quantd.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Y\n\x11LoadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x15.quantd.v1.MemoryPlan\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"\xd9\x01\n\x11PlanMemoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08sessions\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16session_context_tokens\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0fkv_budget_bytes\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07kv_type\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x0b\n\t_sessionsB\x19\n\x17_session_context_tokensB\x12\n\x10_kv_budget_bytesB\n\n\x08_kv_type\"9\n\x12PlanMemoryResponse\x12#\n\x04plan\x18\x01 \x01(\x0b\x32\x15.quantd.v1.MemoryPlan2\xff\x02\n\x0cModelService\x12I\n\nListModels\x12\x1c.quantd.v1.ListModelsRequest\x1a\x1d.quantd.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.quantd.v1.GetModelRequest\x1a\x1b.quantd.v1.GetModelResponse\x12\x46\n\tLoadModel\x12\x1b.quantd.v1.LoadModelRequest\x1a\x1c.quantd.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.quantd.v1.UnloadModelRequest\x1a\x1e.quantd.v1.UnloadModelResponse\x12I\n\nPlanMemory\x12\x1c.quantd.v1.PlanMemoryRequest\x1a\x1d.quantd.v1.PlanMemoryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dquantd/v1/model_service.proto\x12\tquantd.v1\x1a\x18quantd/v1/generate.proto\x1a\x15quantd/v1/model.proto\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.quantd.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\"N\n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_keep_alive_ms\"Y\n\x11LoadModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x15.quantd.v1.MemoryPlan\"5\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\twhen_idle\x18\x14 \x01(\x08\"&\n\x13UnloadModelResponse\x12\x0f\n\x07pending\x18\x14 \x01(\x08\"\x14\n\x12ListRunningRequest\"\xa4\x01\n\x0cRunningModel\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\x12\x16\n\x0ekv_arena_bytes\x18\x03 \x01(\x03\x12\x14\n\x0cnum_requests\x18\x04 \x01(\x05\x12\x16\n\x0eloaded_unix_ms\x18\x05 \x01(\x03\x12\x17\n\x0f\x65xpires_unix_ms\x18\x06 \x01(\x03\">\n\x13ListRunningResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.quantd.v1.RunningModel\"\xd9\x01\n\x11PlanMemoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08sessions\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16session_context_tokens\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x0fkv_budget_bytes\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07kv_type\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x0b\n\t_sessionsB\x19\n\x17_session_context_tokensB\x12\n\x10_kv_budget_bytesB\n\n\x08_kv_type\"9\n\x12PlanMemoryResponse\x12#\n\x04plan\x18\x01 \x01(\x0b\x32\x15.quantd.v1.MemoryPlan\"1\n\x10ShowModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"8\n\x0bTensorFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x98\x03\n\x11ShowModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\x12\x30\n\nparameters\x18\x02 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x10\n\x08template\x18\x03 \x01(\t\x12\x1c\n\x14template_is_override\x18\x04 \x01(\x08\x12\x13\n\x0bgo_template\x18\x05 \x01(\t\x12\x0e\n\x06system\x18\x06 \x01(\t\x12\x10\n\x08licenses\x18\x07 \x03(\t\x12\x0e\n\x06source\x18\x08 \x01(\t\x12\x45\n\rmetadata_json\x18\t \x03(\x0b\x32..quantd.v1.ShowModelResponse.MetadataJsonEntry\x12\'\n\x07tensors\x18\n \x03(\x0b\x32\x16.quantd.v1.TensorFacts\x12\x14\n\x0cstored_bytes\x18\x0b \x01(\x03\x1a\x33\n\x11MetadataJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x10\x43opyModelRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x02 \x01(\t\"\x13\n\x11\x43opyModelResponse\"\"\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"*\n\x13\x44\x65leteModelResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x03\"-\n\rModelFileBlob\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\xe1\x01\n\x12\x43reateModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66rom\x18\x02 \x01(\t\x12\'\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x18.quantd.v1.ModelFileBlob\x12\x15\n\x08template\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06system\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x30\n\nparameters\x18\x06 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x10\n\x08licenses\x18\x07 \x03(\tB\x0b\n\t_templateB\t\n\x07_system\"6\n\x13\x43reateModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.quantd.v1.Model\"H\n\x10PullModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61s_name\x18\x02 \x01(\t\x12\x15\n\rignore_memory\x18\x03 \x01(\x08\"\\\n\x0cPullProgress\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0f\x63ompleted_bytes\x18\x03 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\"l\n\x11PullModelResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.quantd.v1.PullProgressH\x00\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x10.quantd.v1.ModelH\x00\x42\x07\n\x05\x65vent\" \n\x0eHasBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"5\n\x0fHasBlobResponse\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"1\n\x11UploadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"(\n\x12UploadBlobResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x32\xd2\x07\n\x0cModelService\x12I\n\nListModels\x12\x1c.quantd.v1.ListModelsRequest\x1a\x1d.quantd.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.quantd.v1.GetModelRequest\x1a\x1b.quantd.v1.GetModelResponse\x12\x46\n\tLoadModel\x12\x1b.quantd.v1.LoadModelRequest\x1a\x1c.quantd.v1.LoadModelResponse\x12L\n\x0bUnloadModel\x12\x1d.quantd.v1.UnloadModelRequest\x1a\x1e.quantd.v1.UnloadModelResponse\x12L\n\x0bListRunning\x12\x1d.quantd.v1.ListRunningRequest\x1a\x1e.quantd.v1.ListRunningResponse\x12I\n\nPlanMemory\x12\x1c.quantd.v1.PlanMemoryRequest\x1a\x1d.quantd.v1.PlanMemoryResponse\x12\x46\n\tShowModel\x12\x1b.quantd.v1.ShowModelRequest\x1a\x1c.quantd.v1.ShowModelResponse\x12\x46\n\tCopyModel\x12\x1b.quantd.v1.CopyModelRequest\x1a\x1c.quantd.v1.CopyModelResponse\x12L\n\x0b\x44\x65leteModel\x12\x1d.quantd.v1.DeleteModelRequest\x1a\x1e.quantd.v1.DeleteModelResponse\x12L\n\x0b\x43reateModel\x12\x1d.quantd.v1.CreateModelRequest\x1a\x1e.quantd.v1.CreateModelResponse\x12H\n\tPullModel\x12\x1b.quantd.v1.PullModelRequest\x1a\x1c.quantd.v1.PullModelResponse0\x01\x12@\n\x07HasBlob\x12\x19.quantd.v1.HasBlobRequest\x1a\x1a.quantd.v1.HasBlobResponse\x12K\n\nUploadBlob\x12\x1c.quantd.v1.UploadBlobRequest\x1a\x1d.quantd.v1.UploadBlobResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quantd.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTMODELSREQUEST']._serialized_start=67
-  _globals['_LISTMODELSREQUEST']._serialized_end=86
-  _globals['_LISTMODELSRESPONSE']._serialized_start=88
-  _globals['_LISTMODELSRESPONSE']._serialized_end=142
-  _globals['_GETMODELREQUEST']._serialized_start=144
-  _globals['_GETMODELREQUEST']._serialized_end=175
-  _globals['_GETMODELRESPONSE']._serialized_start=177
-  _globals['_GETMODELRESPONSE']._serialized_end=228
-  _globals['_LOADMODELREQUEST']._serialized_start=230
-  _globals['_LOADMODELREQUEST']._serialized_end=262
-  _globals['_LOADMODELRESPONSE']._serialized_start=264
-  _globals['_LOADMODELRESPONSE']._serialized_end=353
-  _globals['_UNLOADMODELREQUEST']._serialized_start=355
-  _globals['_UNLOADMODELREQUEST']._serialized_end=389
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=391
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=412
-  _globals['_PLANMEMORYREQUEST']._serialized_start=415
-  _globals['_PLANMEMORYREQUEST']._serialized_end=632
-  _globals['_PLANMEMORYRESPONSE']._serialized_start=634
-  _globals['_PLANMEMORYRESPONSE']._serialized_end=691
-  _globals['_MODELSERVICE']._serialized_start=694
-  _globals['_MODELSERVICE']._serialized_end=1077
+  _globals['_SHOWMODELRESPONSE_METADATAJSONENTRY']._loaded_options = None
+  _globals['_SHOWMODELRESPONSE_METADATAJSONENTRY']._serialized_options = b'8\001'
+  _globals['_LISTMODELSREQUEST']._serialized_start=93
+  _globals['_LISTMODELSREQUEST']._serialized_end=112
+  _globals['_LISTMODELSRESPONSE']._serialized_start=114
+  _globals['_LISTMODELSRESPONSE']._serialized_end=168
+  _globals['_GETMODELREQUEST']._serialized_start=170
+  _globals['_GETMODELREQUEST']._serialized_end=201
+  _globals['_GETMODELRESPONSE']._serialized_start=203
+  _globals['_GETMODELRESPONSE']._serialized_end=254
+  _globals['_LOADMODELREQUEST']._serialized_start=256
+  _globals['_LOADMODELREQUEST']._serialized_end=334
+  _globals['_LOADMODELRESPONSE']._serialized_start=336
+  _globals['_LOADMODELRESPONSE']._serialized_end=425
+  _globals['_UNLOADMODELREQUEST']._serialized_start=427
+  _globals['_UNLOADMODELREQUEST']._serialized_end=480
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=482
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=520
+  _globals['_LISTRUNNINGREQUEST']._serialized_start=522
+  _globals['_LISTRUNNINGREQUEST']._serialized_end=542
+  _globals['_RUNNINGMODEL']._serialized_start=545
+  _globals['_RUNNINGMODEL']._serialized_end=709
+  _globals['_LISTRUNNINGRESPONSE']._serialized_start=711
+  _globals['_LISTRUNNINGRESPONSE']._serialized_end=773
+  _globals['_PLANMEMORYREQUEST']._serialized_start=776
+  _globals['_PLANMEMORYREQUEST']._serialized_end=993
+  _globals['_PLANMEMORYRESPONSE']._serialized_start=995
+  _globals['_PLANMEMORYRESPONSE']._serialized_end=1052
+  _globals['_SHOWMODELREQUEST']._serialized_start=1054
+  _globals['_SHOWMODELREQUEST']._serialized_end=1103
+  _globals['_TENSORFACTS']._serialized_start=1105
+  _globals['_TENSORFACTS']._serialized_end=1161
+  _globals['_SHOWMODELRESPONSE']._serialized_start=1164
+  _globals['_SHOWMODELRESPONSE']._serialized_end=1572
+  _globals['_SHOWMODELRESPONSE_METADATAJSONENTRY']._serialized_start=1521
+  _globals['_SHOWMODELRESPONSE_METADATAJSONENTRY']._serialized_end=1572
+  _globals['_COPYMODELREQUEST']._serialized_start=1574
+  _globals['_COPYMODELREQUEST']._serialized_end=1629
+  _globals['_COPYMODELRESPONSE']._serialized_start=1631
+  _globals['_COPYMODELRESPONSE']._serialized_end=1650
+  _globals['_DELETEMODELREQUEST']._serialized_start=1652
+  _globals['_DELETEMODELREQUEST']._serialized_end=1686
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1688
+  _globals['_DELETEMODELRESPONSE']._serialized_end=1730
+  _globals['_MODELFILEBLOB']._serialized_start=1732
+  _globals['_MODELFILEBLOB']._serialized_end=1777
+  _globals['_CREATEMODELREQUEST']._serialized_start=1780
+  _globals['_CREATEMODELREQUEST']._serialized_end=2005
+  _globals['_CREATEMODELRESPONSE']._serialized_start=2007
+  _globals['_CREATEMODELRESPONSE']._serialized_end=2061
+  _globals['_PULLMODELREQUEST']._serialized_start=2063
+  _globals['_PULLMODELREQUEST']._serialized_end=2135
+  _globals['_PULLPROGRESS']._serialized_start=2137
+  _globals['_PULLPROGRESS']._serialized_end=2229
+  _globals['_PULLMODELRESPONSE']._serialized_start=2231
+  _globals['_PULLMODELRESPONSE']._serialized_end=2339
+  _globals['_HASBLOBREQUEST']._serialized_start=2341
+  _globals['_HASBLOBREQUEST']._serialized_end=2373
+  _globals['_HASBLOBRESPONSE']._serialized_start=2375
+  _globals['_HASBLOBRESPONSE']._serialized_end=2428
+  _globals['_UPLOADBLOBREQUEST']._serialized_start=2430
+  _globals['_UPLOADBLOBREQUEST']._serialized_end=2479
+  _globals['_UPLOADBLOBRESPONSE']._serialized_start=2481
+  _globals['_UPLOADBLOBRESPONSE']._serialized_end=2521
+  _globals['_MODELSERVICE']._serialized_start=2524
+  _globals['_MODELSERVICE']._serialized_end=3502
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """The models of this daemon. Clients give names, never paths: a name is a GGUF file in the daemon's model folder.
+    """The models of this daemon. Clients give names, never paths: a name stands in the daemon's store ("llama3.2:3b"; the tag is
+    "latest" where none is given) or is a GGUF file in its model folder.
     """
 
     def __init__(self, channel):
@@ -55,19 +56,60 @@ class ModelServiceStub:
                 request_serializer=quantd_dot_v1_dot_model__service__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=quantd_dot_v1_dot_model__service__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
+        self.ListRunning = channel.unary_unary(
+                '/quantd.v1.ModelService/ListRunning',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.ListRunningRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.ListRunningResponse.FromString,
+                _registered_method=True)
         self.PlanMemory = channel.unary_unary(
                 '/quantd.v1.ModelService/PlanMemory',
                 request_serializer=quantd_dot_v1_dot_model__service__pb2.PlanMemoryRequest.SerializeToString,
                 response_deserializer=quantd_dot_v1_dot_model__service__pb2.PlanMemoryResponse.FromString,
                 _registered_method=True)
+        self.ShowModel = channel.unary_unary(
+                '/quantd.v1.ModelService/ShowModel',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.ShowModelRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.ShowModelResponse.FromString,
+                _registered_method=True)
+        self.CopyModel = channel.unary_unary(
+                '/quantd.v1.ModelService/CopyModel',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.CopyModelRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.CopyModelResponse.FromString,
+                _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/quantd.v1.ModelService/DeleteModel',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelResponse.FromString,
+                _registered_method=True)
+        self.CreateModel = channel.unary_unary(
+                '/quantd.v1.ModelService/CreateModel',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.CreateModelRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.CreateModelResponse.FromString,
+                _registered_method=True)
+        self.PullModel = channel.unary_stream(
+                '/quantd.v1.ModelService/PullModel',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.PullModelRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.PullModelResponse.FromString,
+                _registered_method=True)
+        self.HasBlob = channel.unary_unary(
+                '/quantd.v1.ModelService/HasBlob',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.HasBlobRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.HasBlobResponse.FromString,
+                _registered_method=True)
+        self.UploadBlob = channel.stream_unary(
+                '/quantd.v1.ModelService/UploadBlob',
+                request_serializer=quantd_dot_v1_dot_model__service__pb2.UploadBlobRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_model__service__pb2.UploadBlobResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
-    """The models of this daemon. Clients give names, never paths: a name is a GGUF file in the daemon's model folder.
+    """The models of this daemon. Clients give names, never paths: a name stands in the daemon's store ("llama3.2:3b"; the tag is
+    "latest" where none is given) or is a GGUF file in its model folder.
     """
 
     def ListModels(self, request, context):
-        """Lists the models in the model folder and the one being served.
+        """Lists every model, in memory or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,15 +123,22 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads a model in the place of the one being served; refused while requests are running, and when the memory plan does
-        not fit.
+        """Brings a model into memory. Requests do so by themselves when they name it. Idle models make room where it is needed;
+        refused when the memory plan does not fit even then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Unloads the model being served; refused while requests are running.
+        """Takes a model out of memory; refused while requests are running on it, unless when_idle is set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRunning(self, request, context):
+        """Lists the models in memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +146,56 @@ class ModelServiceServicer:
 
     def PlanMemory(self, request, context):
         """Says what memory serving a model would take, without loading it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowModel(self, request, context):
+        """Describes one model in full: defaults, template, system text, licenses, metadata.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyModel(self, request, context):
+        """Gives a model of the store a second name. A file of the model folder is copied into the store first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Forgets a name of the store, and frees what no other name uses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateModel(self, request, context):
+        """Makes a model of the store from another model or from uploaded blobs, with defaults of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PullModel(self, request, context):
+        """Downloads a model into the store: from the Hugging Face Hub ("hf.co/owner/repo:Q4_K_M") or an Ollama registry
+        ("llama3.2:3b"). Cancelling keeps what was downloaded for the next try.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HasBlob(self, request, context):
+        """Says whether the store has a blob.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadBlob(self, request_iterator, context):
+        """Stores a blob for a CreateModel that follows within a day; the first message has the digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,10 +224,50 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=quantd_dot_v1_dot_model__service__pb2.UnloadModelRequest.FromString,
                     response_serializer=quantd_dot_v1_dot_model__service__pb2.UnloadModelResponse.SerializeToString,
             ),
+            'ListRunning': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunning,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.ListRunningRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.ListRunningResponse.SerializeToString,
+            ),
             'PlanMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanMemory,
                     request_deserializer=quantd_dot_v1_dot_model__service__pb2.PlanMemoryRequest.FromString,
                     response_serializer=quantd_dot_v1_dot_model__service__pb2.PlanMemoryResponse.SerializeToString,
+            ),
+            'ShowModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowModel,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.ShowModelRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.ShowModelResponse.SerializeToString,
+            ),
+            'CopyModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyModel,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.CopyModelRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.CopyModelResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelResponse.SerializeToString,
+            ),
+            'CreateModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateModel,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.CreateModelRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.CreateModelResponse.SerializeToString,
+            ),
+            'PullModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullModel,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.PullModelRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.PullModelResponse.SerializeToString,
+            ),
+            'HasBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.HasBlob,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.HasBlobRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.HasBlobResponse.SerializeToString,
+            ),
+            'UploadBlob': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadBlob,
+                    request_deserializer=quantd_dot_v1_dot_model__service__pb2.UploadBlobRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_model__service__pb2.UploadBlobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -139,7 +278,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """The models of this daemon. Clients give names, never paths: a name is a GGUF file in the daemon's model folder.
+    """The models of this daemon. Clients give names, never paths: a name stands in the daemon's store ("llama3.2:3b"; the tag is
+    "latest" where none is given) or is a GGUF file in its model folder.
     """
 
     @staticmethod
@@ -251,6 +391,33 @@ class ModelService:
             _registered_method=True)
 
     @staticmethod
+    def ListRunning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.ModelService/ListRunning',
+            quantd_dot_v1_dot_model__service__pb2.ListRunningRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.ListRunningResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def PlanMemory(request,
             target,
             options=(),
@@ -267,6 +434,195 @@ class ModelService:
             '/quantd.v1.ModelService/PlanMemory',
             quantd_dot_v1_dot_model__service__pb2.PlanMemoryRequest.SerializeToString,
             quantd_dot_v1_dot_model__service__pb2.PlanMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.ModelService/ShowModel',
+            quantd_dot_v1_dot_model__service__pb2.ShowModelRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.ShowModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.ModelService/CopyModel',
+            quantd_dot_v1_dot_model__service__pb2.CopyModelRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.CopyModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.ModelService/DeleteModel',
+            quantd_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.ModelService/CreateModel',
+            quantd_dot_v1_dot_model__service__pb2.CreateModelRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.CreateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quantd.v1.ModelService/PullModel',
+            quantd_dot_v1_dot_model__service__pb2.PullModelRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.PullModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HasBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.ModelService/HasBlob',
+            quantd_dot_v1_dot_model__service__pb2.HasBlobRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.HasBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadBlob(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/quantd.v1.ModelService/UploadBlob',
+            quantd_dot_v1_dot_model__service__pb2.UploadBlobRequest.SerializeToString,
+            quantd_dot_v1_dot_model__service__pb2.UploadBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

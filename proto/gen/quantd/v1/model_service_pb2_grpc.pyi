@@ -27,45 +27,87 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """The models of this daemon. Clients give names, never paths: a name is a GGUF file in the daemon's model folder."""
+    """The models of this daemon. Clients give names, never paths: a name stands in the daemon's store ("llama3.2:3b"; the tag is
+    "latest" where none is given) or is a GGUF file in its model folder.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """Lists the models in the model folder and the one being served."""
+    """Lists every model, in memory or not."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Describes one model."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]
-    """Loads a model in the place of the one being served; refused while requests are running, and when the memory plan does
-    not fit.
+    """Brings a model into memory. Requests do so by themselves when they name it. Idle models make room where it is needed;
+    refused when the memory plan does not fit even then.
     """
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
-    """Unloads the model being served; refused while requests are running."""
+    """Takes a model out of memory; refused while requests are running on it, unless when_idle is set."""
+    ListRunning: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListRunningRequest, _model_service_pb2.ListRunningResponse]
+    """Lists the models in memory."""
     PlanMemory: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PlanMemoryRequest, _model_service_pb2.PlanMemoryResponse]
     """Says what memory serving a model would take, without loading it."""
+    ShowModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ShowModelRequest, _model_service_pb2.ShowModelResponse]
+    """Describes one model in full: defaults, template, system text, licenses, metadata."""
+    CopyModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CopyModelRequest, _model_service_pb2.CopyModelResponse]
+    """Gives a model of the store a second name. A file of the model folder is copied into the store first."""
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]
+    """Forgets a name of the store, and frees what no other name uses."""
+    CreateModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]
+    """Makes a model of the store from another model or from uploaded blobs, with defaults of its own."""
+    PullModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.PullModelRequest, _model_service_pb2.PullModelResponse]
+    """Downloads a model into the store: from the Hugging Face Hub ("hf.co/owner/repo:Q4_K_M") or an Ollama registry
+    ("llama3.2:3b"). Cancelling keeps what was downloaded for the next try.
+    """
+    HasBlob: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.HasBlobRequest, _model_service_pb2.HasBlobResponse]
+    """Says whether the store has a blob."""
+    UploadBlob: _grpc.StreamUnaryMultiCallable[_model_service_pb2.UploadBlobRequest, _model_service_pb2.UploadBlobResponse]
+    """Stores a blob for a CreateModel that follows within a day; the first message has the digest."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """The models of this daemon. Clients give names, never paths: a name is a GGUF file in the daemon's model folder."""
+    """The models of this daemon. Clients give names, never paths: a name stands in the daemon's store ("llama3.2:3b"; the tag is
+    "latest" where none is given) or is a GGUF file in its model folder.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models in the model folder and the one being served."""
+    """Lists every model, in memory or not."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads a model in the place of the one being served; refused while requests are running, and when the memory plan does
-    not fit.
+    """Brings a model into memory. Requests do so by themselves when they name it. Idle models make room where it is needed;
+    refused when the memory plan does not fit even then.
     """
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Unloads the model being served; refused while requests are running."""
+    """Takes a model out of memory; refused while requests are running on it, unless when_idle is set."""
+    ListRunning: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListRunningRequest, _model_service_pb2.ListRunningResponse]  # type: ignore[assignment]
+    """Lists the models in memory."""
     PlanMemory: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PlanMemoryRequest, _model_service_pb2.PlanMemoryResponse]  # type: ignore[assignment]
     """Says what memory serving a model would take, without loading it."""
+    ShowModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ShowModelRequest, _model_service_pb2.ShowModelResponse]  # type: ignore[assignment]
+    """Describes one model in full: defaults, template, system text, licenses, metadata."""
+    CopyModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CopyModelRequest, _model_service_pb2.CopyModelResponse]  # type: ignore[assignment]
+    """Gives a model of the store a second name. A file of the model folder is copied into the store first."""
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
+    """Forgets a name of the store, and frees what no other name uses."""
+    CreateModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Makes a model of the store from another model or from uploaded blobs, with defaults of its own."""
+    PullModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.PullModelRequest, _model_service_pb2.PullModelResponse]  # type: ignore[assignment]
+    """Downloads a model into the store: from the Hugging Face Hub ("hf.co/owner/repo:Q4_K_M") or an Ollama registry
+    ("llama3.2:3b"). Cancelling keeps what was downloaded for the next try.
+    """
+    HasBlob: _aio.UnaryUnaryMultiCallable[_model_service_pb2.HasBlobRequest, _model_service_pb2.HasBlobResponse]  # type: ignore[assignment]
+    """Says whether the store has a blob."""
+    UploadBlob: _aio.StreamUnaryMultiCallable[_model_service_pb2.UploadBlobRequest, _model_service_pb2.UploadBlobResponse]  # type: ignore[assignment]
+    """Stores a blob for a CreateModel that follows within a day; the first message has the digest."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The models of this daemon. Clients give names, never paths: a name is a GGUF file in the daemon's model folder."""
+    """The models of this daemon. Clients give names, never paths: a name stands in the daemon's store ("llama3.2:3b"; the tag is
+    "latest" where none is given) or is a GGUF file in its model folder.
+    """
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -73,7 +115,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
-        """Lists the models in the model folder and the one being served."""
+        """Lists every model, in memory or not."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -89,8 +131,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.LoadModelResponse, _abc.Awaitable[_model_service_pb2.LoadModelResponse]]:
-        """Loads a model in the place of the one being served; refused while requests are running, and when the memory plan does
-        not fit.
+        """Brings a model into memory. Requests do so by themselves when they name it. Idle models make room where it is needed;
+        refused when the memory plan does not fit even then.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +141,15 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
-        """Unloads the model being served; refused while requests are running."""
+        """Takes a model out of memory; refused while requests are running on it, unless when_idle is set."""
+
+    @_abc_1.abstractmethod
+    def ListRunning(
+        self,
+        request: _model_service_pb2.ListRunningRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ListRunningResponse, _abc.Awaitable[_model_service_pb2.ListRunningResponse]]:
+        """Lists the models in memory."""
 
     @_abc_1.abstractmethod
     def PlanMemory(
@@ -108,5 +158,63 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.PlanMemoryResponse, _abc.Awaitable[_model_service_pb2.PlanMemoryResponse]]:
         """Says what memory serving a model would take, without loading it."""
+
+    @_abc_1.abstractmethod
+    def ShowModel(
+        self,
+        request: _model_service_pb2.ShowModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.ShowModelResponse, _abc.Awaitable[_model_service_pb2.ShowModelResponse]]:
+        """Describes one model in full: defaults, template, system text, licenses, metadata."""
+
+    @_abc_1.abstractmethod
+    def CopyModel(
+        self,
+        request: _model_service_pb2.CopyModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.CopyModelResponse, _abc.Awaitable[_model_service_pb2.CopyModelResponse]]:
+        """Gives a model of the store a second name. A file of the model folder is copied into the store first."""
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _model_service_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.DeleteModelResponse, _abc.Awaitable[_model_service_pb2.DeleteModelResponse]]:
+        """Forgets a name of the store, and frees what no other name uses."""
+
+    @_abc_1.abstractmethod
+    def CreateModel(
+        self,
+        request: _model_service_pb2.CreateModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.CreateModelResponse, _abc.Awaitable[_model_service_pb2.CreateModelResponse]]:
+        """Makes a model of the store from another model or from uploaded blobs, with defaults of its own."""
+
+    @_abc_1.abstractmethod
+    def PullModel(
+        self,
+        request: _model_service_pb2.PullModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_service_pb2.PullModelResponse], _abc.AsyncIterator[_model_service_pb2.PullModelResponse]]:
+        """Downloads a model into the store: from the Hugging Face Hub ("hf.co/owner/repo:Q4_K_M") or an Ollama registry
+        ("llama3.2:3b"). Cancelling keeps what was downloaded for the next try.
+        """
+
+    @_abc_1.abstractmethod
+    def HasBlob(
+        self,
+        request: _model_service_pb2.HasBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.HasBlobResponse, _abc.Awaitable[_model_service_pb2.HasBlobResponse]]:
+        """Says whether the store has a blob."""
+
+    @_abc_1.abstractmethod
+    def UploadBlob(
+        self,
+        request_iterator: _MaybeAsyncIterator[_model_service_pb2.UploadBlobRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_service_pb2.UploadBlobResponse, _abc.Awaitable[_model_service_pb2.UploadBlobResponse]]:
+        """Stores a blob for a CreateModel that follows within a day; the first message has the digest."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,7 +29,7 @@ class TokenizeRequest(_message.Message):
     NO_SPECIAL_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of a loaded model. Empty: the model that the daemon was started with."""
+    """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
     text: _builtins.str
     """Text, at most 4 MiB of UTF-8."""
     no_special: _builtins.bool
@@ -85,7 +85,7 @@ class DetokenizeRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Name of a loaded model. Empty: the model that the daemon was started with."""
+    """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids, 0 to n_vocab - 1; at most 1,048,576."""

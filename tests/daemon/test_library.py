@@ -1,0 +1,263 @@
+"""The store over gRPC: show, copy, delete, create, blobs, pull; and what a name adds to requests."""
+
+import asyncio
+import hashlib
+
+import grpc
+import pytest
+
+from daemon.errors import from_rpc_error
+from daemon.services.catalog import Catalog
+from daemon.services.folder import ModelFolder
+from daemon.store.go_template import is_go_template
+from daemon.store.models import ModelStore
+from daemon.store.pull import Places
+from quantd.v1 import generate_pb2 as pb
+from quantd.v1 import model_service_pb2 as rpc
+from tests.daemon.fakes import write_gguf
+from tests.store.server import Files, Hub
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+async def refusal(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+@pytest.fixture
+def gguf(tmp_path):
+    path = tmp_path / "elsewhere.gguf.part"
+    write_gguf(path)
+    return path.read_bytes()
+
+
+async def upload(world, data, digest=None, chunk=1000):
+    digest = digest or f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+    async def parts():
+        for start in range(0, len(data) or 1, chunk):
+            yield rpc.UploadBlobRequest(digest="" if start else digest, data=data[start : start + chunk])
+
+    return await world.model.UploadBlob(parts())
+
+
+async def create(world, gguf, name="mine", **fields):
+    await upload(world, gguf)
+    digest = f"sha256:{hashlib.sha256(gguf).hexdigest()}"
+    request = rpc.CreateModelRequest(name=name, files=[rpc.ModelFileBlob(digest=digest)], **fields)
+    return (await world.model.CreateModel(request)).model
+
+
+async def names(world):
+    return [model.name for model in (await world.model.ListModels(rpc.ListModelsRequest())).models]
+
+
+async def test_blobs_are_uploaded_and_checked(world, gguf):
+    digest = f"sha256:{hashlib.sha256(gguf).hexdigest()}"
+    assert not (await world.model.HasBlob(rpc.HasBlobRequest(digest=digest))).exists
+    assert (await upload(world, gguf)).size_bytes == len(gguf)
+    answer = await world.model.HasBlob(rpc.HasBlobRequest(digest=digest))
+    assert (answer.exists, answer.size_bytes) == (True, len(gguf))
+    assert (await upload(world, gguf)).size_bytes == len(gguf)
+    assert (await refusal(upload(world, b"x", "sha256:" + "0" * 64))).reason == "DIGEST_MISMATCH"
+    assert (await refusal(upload(world, b"x", "sha256:../x"))).field == "digest"
+    assert (await refusal(upload(world, bytes(2**21 + 1), chunk=2**22))).field == "data"
+    left = sorted(path.name for path in (world.folder / "store" / "blobs").iterdir())
+    assert left == [digest.replace(":", "-")]
+
+
+async def test_a_model_is_made_shown_copied_and_deleted(world, gguf):
+    parameters = pb.GenerationOptions(stop=["END"], sampling=pb.SamplingParams(temperature=0.25))
+    model = await create(
+        world, gguf, template=TEMPLATE, system="Be kind.", parameters=parameters, licenses=["MIT", "other"]
+    )
+    assert (model.name, model.architecture, model.loaded) == ("mine:latest", "llama", False)
+    assert model.digest == f"sha256:{hashlib.sha256(gguf).hexdigest()}"
+    shown = await world.model.ShowModel(rpc.ShowModelRequest(name="mine", verbose=True))
+    assert (shown.template, shown.template_is_override, shown.system) == (TEMPLATE, True, "Be kind.")
+    assert list(shown.licenses) == ["MIT", "other"]
+    assert shown.parameters == parameters
+    assert shown.metadata_json["llama.context_length"] == "512"
+    assert shown.metadata_json["tokenizer.ggml.tokens"] == '["a", "b", "c"]'
+    assert [(one.name, one.type, list(one.shape)) for one in shown.tensors] == [
+        ("token_embd.weight", "F16", [32, 4])
+    ]
+    await world.model.CopyModel(rpc.CopyModelRequest(source="mine:latest", destination="owner/other:v2"))
+    assert await names(world) == ["tiny", "mine:latest", "owner/other:v2"]
+    derived = rpc.CreateModelRequest(name="derived", system="", parameters=pb.GenerationOptions(max_tokens=5))
+    setattr(derived, "from", "owner/other:v2")
+    await world.model.CreateModel(derived)
+    shown = await world.model.ShowModel(rpc.ShowModelRequest(name="derived"))
+    assert (shown.system, shown.template, list(shown.parameters.stop), shown.parameters.max_tokens) == (
+        "", TEMPLATE, ["END"], 5,
+    )  # fmt: skip
+    assert shown.metadata_json["tokenizer.ggml.tokens"] == "null"
+    for name in ("mine", "derived"):
+        assert (await world.model.DeleteModel(rpc.DeleteModelRequest(name=name))).freed_bytes < len(gguf)
+    assert (await world.model.DeleteModel(rpc.DeleteModelRequest(name="owner/other:v2"))).freed_bytes >= len(
+        gguf
+    )
+    assert await names(world) == ["tiny"]
+    assert list((world.folder / "store" / "blobs").iterdir()) == []
+
+
+async def test_a_file_of_the_folder_is_shown_copied_and_not_deleted(world):
+    write_gguf(world.folder / "plain.gguf")
+    shown = await world.model.ShowModel(rpc.ShowModelRequest(name="plain:latest"))
+    assert (shown.model.name, shown.template, shown.model.digest) == ("plain", "{{ messages }}", "")
+    await world.model.CopyModel(rpc.CopyModelRequest(source="plain", destination="copied"))
+    (world.folder / "plain.gguf").unlink()
+    assert await names(world) == ["tiny", "copied:latest"]
+    error = await refusal(world.model.DeleteModel(rpc.DeleteModelRequest(name="tiny")))
+    assert error.reason == "PERMISSION_DENIED"
+    error = await refusal(world.model.CopyModel(rpc.CopyModelRequest(source="copied", destination="tiny")))
+    assert (error.reason, error.field) == ("OUTPUT_EXISTS", "destination")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "/etc/passwd", "a/../b", ".x", "-x", "x:../y", "x" * 300, "x y"]
+)
+async def test_hostile_names(world, gguf, name):
+    await create(world, gguf)
+    for call, field in (
+        (world.model.CopyModel(rpc.CopyModelRequest(source="mine", destination=name)), "destination"),
+        (world.model.CreateModel(rpc.CreateModelRequest(name=name)), "name"),
+    ):
+        error = await refusal(call)
+        assert (error.reason, error.field) == ("INVALID_ARGUMENT", field)
+    for call in (
+        world.model.CopyModel(rpc.CopyModelRequest(source=name or "no", destination="y")),
+        world.model.DeleteModel(rpc.DeleteModelRequest(name=name)),
+        world.model.ShowModel(rpc.ShowModelRequest(name=name or "no")),
+    ):
+        assert (await refusal(call)).reason == "MODEL_NOT_FOUND"
+    error = await refusal(world.model.PullModel(rpc.PullModelRequest(name=name)).read())
+    assert error.reason == "INVALID_ARGUMENT"
+    assert not (world.folder.parent / "x").exists()
+
+
+async def test_what_cannot_be_made(world, gguf):
+    bad = b"no model at all"
+    await upload(world, bad)
+    sound, unsound = (f"sha256:{hashlib.sha256(data).hexdigest()}" for data in (gguf, bad))
+    await upload(world, gguf)
+    blob = rpc.ModelFileBlob
+    for fields, reason, field in (
+        ({}, "INVALID_ARGUMENT", "from"),
+        ({"from": "nope"}, "MODEL_NOT_FOUND", "from"),
+        ({"files": [blob(digest="sha256:" + "1" * 64)]}, "MODEL_NOT_FOUND", "files[0].digest"),
+        ({"files": [blob(digest="x")]}, "INVALID_ARGUMENT", "files[0].digest"),
+        ({"files": [blob(digest=unsound)]}, "INVALID_MODEL_FILE", ""),
+        ({"files": [blob(digest=sound, file="../x")]}, "INVALID_ARGUMENT", "files[0].file"),
+        ({"files": [blob(digest=sound)] * 2}, "INVALID_ARGUMENT", "files"),
+        ({"files": [blob(digest=sound)], "template": "{% for %}"}, "TEMPLATE_ERROR", ""),
+        ({"files": [blob(digest=sound)], "system": "x" * (2**20 + 1)}, "INVALID_ARGUMENT", "system"),
+        ({"files": [blob(digest=sound)], "licenses": ["x"] * 17}, "INVALID_ARGUMENT", "licenses"),
+        (
+            {"files": [blob(digest=sound)], "parameters": pb.GenerationOptions(stop=["x"] * 17)},
+            "INVALID_ARGUMENT",
+            "options.stop",
+        ),
+    ):
+        error = await refusal(world.model.CreateModel(rpc.CreateModelRequest(name="new", **fields)))
+        assert (error.reason, error.field) == (reason, field), error.message
+        assert str(world.folder) not in error.message
+    assert await names(world) == ["tiny"]
+
+
+async def test_a_name_brings_its_defaults_to_requests(world, gguf):
+    parameters = pb.GenerationOptions(stop=["ll"], sampling=pb.SamplingParams(temperature=0.25, top_k=7))
+    await create(world, gguf, system="Be kind.", parameters=parameters, template=TEMPLATE)
+
+    async def ask(*messages, **options):
+        request = pb.ChatRequest(model="mine", options=pb.GenerationOptions(**options))
+        request.messages.extend(pb.ChatMessage(role=role, content=text) for role, text in messages)
+        events = [event async for event in world.generate.Chat(request)]
+        engine = world.fake.engines[-1]
+        text = "".join(event.delta.text for event in events)
+        return (
+            events[0].started.model,
+            text,
+            bytes(engine.requests[-1].prompt_ids).decode(),
+            engine.requests[-1],
+        )
+
+    name, text, prompt, seen = await ask(("user", "Hi"))
+    assert (name, text, prompt) == ("mine:latest", "he", "Be kind.Hi")
+    assert (seen.sampling.temperature, seen.sampling.top_k, seen.sampling.top_p) == (
+        0.25,
+        7,
+        pytest.approx(0.95),
+    )
+    _, text, prompt, seen = await ask(
+        ("system", "Be rude."), ("user", "Hi"), stop=["o"], sampling=pb.SamplingParams(temperature=1.0)
+    )
+    assert (text, prompt) == ("hell", "Be rude.Hi")
+    assert (seen.sampling.temperature, seen.sampling.top_k) == (1.0, 7)
+
+
+async def test_names_of_the_same_weights_share_one_model_in_memory(world, gguf):
+    await create(world, gguf)
+    await world.model.CopyModel(rpc.CopyModelRequest(source="mine", destination="other"))
+    for name in ("mine", "other", "other:latest"):
+        request = pb.GenerateRequest(model=name, text="hi")
+        assert [event async for event in world.generate.Generate(request)][-1].HasField("done")
+    assert len(world.fake.models) == 2
+    await world.model.DeleteModel(rpc.DeleteModelRequest(name="mine"))
+    await world.model.DeleteModel(rpc.DeleteModelRequest(name="other"))
+    for _ in range(200):
+        if world.fake.models[1].closed:
+            break
+        await asyncio.sleep(0.01)
+    assert world.fake.models[1].closed, "a model without a name leaves memory"
+
+
+async def test_a_pull_over_grpc(world, gguf):
+    files = Files()
+    hub = Hub(files)
+    hub.add("owner/repo", {"m-Q4_K_M.gguf": gguf})
+    world.services.library._places = Places(hub.url, hub.url)
+    try:
+        request = rpc.PullModelRequest(name="hf.co/owner/repo:Q4_K_M", ignore_memory=True, as_name="m")
+        events = [event async for event in world.model.PullModel(request)]
+        assert events[-1].model.name == "m:latest"
+        assert events[-1].model.digest == f"sha256:{hashlib.sha256(gguf).hexdigest()}"
+        done = [event.progress for event in events[:-1] if event.progress.digest]
+        assert done[-1].completed_bytes == done[-1].total_bytes == len(gguf)
+        for name, reason in (
+            ("hf.co/owner/none", "MODEL_NOT_FOUND"),
+            ("example.invalid/a/b", "PERMISSION_DENIED"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for _ in world.model.PullModel(rpc.PullModelRequest(name=name)):
+                    pass
+            assert from_rpc_error(caught.value).reason == reason
+    finally:
+        hub.origin.close()
+        files.origin.close()
+
+
+def test_the_folder_goes_first_and_latest_may_be_left_out(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    catalog = Catalog(ModelFolder(tmp_path), ModelStore(tmp_path / "store"))
+    assert catalog.find("a").path == catalog.find("a:latest").path == tmp_path / "a.gguf"
+    assert catalog.find("a:other") is None
+    assert catalog.find("../a") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "go"),
+    [
+        ("{{ if .System }}<|system|>{{ .System }}{{ end }}{{ .Prompt }}", True),
+        ("{{- range $i, $_ := .Messages }}{{ .Content }}{{- end }}", True),
+        ("{{ .Prompt }}", True),
+        (TEMPLATE, False),
+        ("{{ bos_token }}{{ messages[0].content }}", False),
+        ("plain text", False),
+        ("", False),
+    ],
+)
+def test_go_templates_are_told_from_jinja(source, go):
+    assert is_go_template(source) is go
