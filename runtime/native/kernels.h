@@ -37,9 +37,12 @@ struct BlockQ8_256 {
     int8_t qs[256];    // [-127, 127]; groups of 32 in the order kGroupOrder; value = d * qs
     int16_t sums[16];  // sums of 16 elements each, in natural order: fold block minima and offsets
     float d;
-    uint8_t unused[28];  // keeps every block on a cache line
+    int16_t group_sums[8];  // sums of 32 elements each, in natural order
+    uint8_t unused[12];
+    int16_t pair_sums[32];  // of each 16 elements, the sum of those at i % 4 < 2, then of the others:
+                            // what the two 16-bit halves of a lane of four products add up
 };
-static_assert(sizeof(BlockQ8_256) == 320);
+static_assert(sizeof(BlockQ8_256) == 384);  // every block begins on a cache line
 
 // Bytes of one activation row of n_in elements in the given form (n_in a multiple of the form's block),
 // rounded up to a multiple of 64.

@@ -25,6 +25,12 @@ _SCALE_OFFSETS = {
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
 }  # fmt: skip
 
+# Where the integer scales of a super-block lie.
+_INTEGER_SCALES = {
+    "Q2_K": slice(0, 16), "Q3_K": slice(96, 108), "Q4_K": slice(4, 16), "Q5_K": slice(4, 16), "Q6_K": slice(192, 208),
+    "IQ4_XS": slice(2, 8),
+}  # fmt: skip
+
 
 def block_of(type_name: str) -> tuple[int, int]:
     """Elements and bytes of one block."""
@@ -44,12 +50,26 @@ def random_weight(type_name: str, n_out: int, n_in: int, rng: np.random.Generato
         return quants.quantize(values, GGMLQuantizationType[type_name]).view(np.uint8).reshape(-1)
     size = block_of(type_name)[1]
     blocks = rng.integers(0, 256, (n_out * row_bytes(type_name, n_in) // size, size), dtype=np.uint8)
+    _set_scales(type_name, blocks, rng)
+    return blocks.reshape(-1)
+
+
+def constant_weight(type_name: str, n_out: int, n_in: int, quants_byte: int, scales_byte: int) -> np.ndarray:
+    """Weight of a quantized type (n_out * row_bytes) with the same byte everywhere, another in its integer scales."""
+    size = block_of(type_name)[1]
+    blocks = np.full((n_out * row_bytes(type_name, n_in) // size, size), quants_byte, np.uint8)
+    if type_name in _INTEGER_SCALES:
+        blocks[:, _INTEGER_SCALES[type_name]] = scales_byte
+    _set_scales(type_name, blocks, np.random.default_rng(1))
+    return blocks.reshape(-1)
+
+
+def _set_scales(type_name: str, blocks: np.ndarray, rng: np.random.Generator) -> None:
     for offset in _SCALE_OFFSETS.get(type_name, ()):
         scales = (rng.uniform(0.001, 0.02, len(blocks)) * rng.choice([-1, 1], len(blocks))).astype(np.float16)
         blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
     if type_name == "MXFP4":
         blocks[:, 0] = rng.integers(118, 126, len(blocks))
-    return blocks.reshape(-1)
 
 
 def dequantized(type_name: str, weight: np.ndarray, n_out: int, n_in: int) -> np.ndarray:
@@ -66,7 +86,7 @@ def decode_activations(form: str, data: np.ndarray, n_in: int) -> np.ndarray:
         qs = data[:n_in].view(np.int8).reshape(-1, 32).astype(np.float64)
         d = data[n_in : n_in + n_in // 8].view(np.float32).astype(np.float64)
         return (qs * d[:, None]).reshape(-1)
-    blocks = data.reshape(-1, 320)
+    blocks = data.reshape(-1, 384)
     qs = blocks[:, :256].view(np.int8).reshape(-1, 8, 32)[:, GROUP_ORDER].astype(np.float64)
     d = blocks[:, 288:292].copy().view(np.float32).astype(np.float64)
     return (qs * d[:, :, None]).reshape(-1)

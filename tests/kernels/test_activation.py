@@ -50,9 +50,12 @@ def test_sums_belong_to_the_quants(level: str, form: str) -> None:
         sums = data[:1024].view(np.int8).reshape(-1, 32).sum(axis=1, dtype=np.int64)
         assert np.array_equal(data[1024 + 128 : 1024 + 256].view(np.float32), sums)
         return
-    for block in data.reshape(-1, 320):
+    for block in data.reshape(-1, 384):
         natural = np.round(decode_activations(form, block, 256) / block[288:292].view(np.float32))
         assert np.array_equal(block[256:288].view(np.int16), natural.reshape(16, 16).sum(axis=1))
+        assert np.array_equal(block[292:308].view(np.int16), natural.reshape(8, 32).sum(axis=1))
+        pairs = natural.reshape(16, 4, 2, 2).sum(axis=(1, 3))
+        assert np.array_equal(block[320:384].view(np.int16), pairs.reshape(-1))
 
 
 @pytest.mark.parametrize("form", FORMS)

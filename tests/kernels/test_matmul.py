@@ -15,6 +15,7 @@ from tests.kernels.support import (
     PLAIN_TYPES,
     TYPES,
     WIDE_LEVELS,
+    constant_weight,
     dequantized,
     random_weight,
     row_bytes,
@@ -90,6 +91,43 @@ def test_a_row_alone_and_in_a_batch_has_the_same_bits(level: str, type_name: str
             first = 19 - n_rows
             part = _native.matmul(level, type_name, weight, 7, n_in, x[first:])
             assert np.array_equal(part.view(np.uint32), whole[first:].view(np.uint32)), n_rows
+
+
+@pytest.mark.parametrize("level", WIDE_LEVELS)
+@pytest.mark.parametrize("type_name", TYPES)
+def test_tiles_and_panels_change_no_bit(level: str, type_name: str) -> None:
+    n_rows, n_out, n_in = 141, 70, 512  # past a token block (132 rows) and past a panel (64 weight rows)
+    weight, x = case(type_name, n_rows, n_out, n_in)
+    whole = _native.matmul(level, type_name, weight, n_out, n_in, x).view(np.uint32)
+    for count in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 18, 19, 64, 131, 132, 133, 140):
+        first = (7 * count) % (n_rows - count + 1)
+        part = _native.matmul(level, type_name, weight, n_out, n_in, x[first : first + count])
+        assert np.array_equal(part.view(np.uint32), whole[first : first + count]), count
+    for begin, end in ((0, 1), (3, 9), (0, 8), (8, 24), (60, 70), (1, 66)):
+        for count in (1, 9):
+            part = _native.matmul(level, type_name, weight, n_out, n_in, x[:count], begin, end)
+            assert np.array_equal(part[:, begin:end].view(np.uint32), whole[:count, begin:end]), (begin, end)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type_name", ACTIVATION_FORM)
+def test_the_largest_quants_scales_and_activations_do_not_overflow(level: str, type_name: str) -> None:
+    n_out, n_in = 3, 512
+    at = np.arange(n_in)
+    x = np.stack([np.ones(n_in), -np.ones(n_in), *((-1.0) ** (at // run) for run in (1, 2, 4, 8, 16, 32))])
+    x = np.ascontiguousarray(x, np.float32)
+    for quants_byte in (0x00, 0x0F, 0x7F, 0x80, 0xF0, 0xFF):
+        for scales_byte in (0x00, 0x7F, 0x80, 0xFF):
+            weight = constant_weight(type_name, n_out, n_in, quants_byte, scales_byte)
+            w = dequantized(type_name, weight, n_out, n_in)
+            bound = np.abs(seen_activations(level, type_name, x)) @ np.abs(w).T
+            # Minima take away nearly all of some sums: the error is that of the two sums before.
+            bound = np.maximum(bound, n_in * 0.02 * 64 * 31) if type_name in ("Q4_K", "Q5_K", "Q2_K") else bound
+            for rows in (x[:1], x):
+                got = _native.matmul(level, type_name, weight, n_out, n_in, np.ascontiguousarray(rows))
+                expected = seen_activations(level, type_name, rows) @ w.T
+                error = np.abs(got - expected)
+                assert (error <= TOLERANCE[type_name] * bound[: len(rows)]).all(), (quants_byte, scales_byte)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -234,7 +234,7 @@ void test_halves() {
 void test_levels() {
     CHECK_THROWS(std::invalid_argument, kernels_for("sse9"));
     CHECK(std::strcmp(available_levels()[0], "scalar") == 0);
-    CHECK(act_row_bytes(ActForm::Q8_256, 512) == 640 && act_row_bytes(ActForm::Q8_32, 32) == 64);
+    CHECK(act_row_bytes(ActForm::Q8_256, 512) == 768 && act_row_bytes(ActForm::Q8_32, 32) == 64);
     CHECK(act_row_bytes(ActForm::F32, 5) == 64);
 }
 

@@ -39,7 +39,8 @@ int32_t sum_of(__m256i x) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
-// kPairs * 16 elements to int8 in natural order, with the sum of each 16; returns the scale.
+// kPairs * 16 elements to int8 in natural order, with the sum of each 16 unless sums is nullptr; returns the
+// scale.
 template <int kPairs>
 float quantize_block(const float* x, int8_t* qs, int32_t* sums) {
     __m256i max = _mm256_setzero_si256();
@@ -47,7 +48,7 @@ float quantize_block(const float* x, int8_t* qs, int32_t* sums) {
     const Scale scale = scale_of(largest(max));
     if (scale.factor == 0.0f) {
         __builtin_memset(qs, 0, 16 * kPairs);
-        __builtin_memset(sums, 0, 4 * kPairs);
+        if (sums != nullptr) __builtin_memset(sums, 0, 4 * kPairs);
         return scale.d;
     }
     const __m256 factor = _mm256_set1_ps(scale.factor);
@@ -59,7 +60,7 @@ float quantize_block(const float* x, int8_t* qs, int32_t* sums) {
         const __m128i high_words =
             _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(qs + 16 * v), _mm_packs_epi16(low_words, high_words));
-        sums[v] = sum_of(_mm256_add_epi32(low, high));
+        if (sums != nullptr) sums[v] = sum_of(_mm256_add_epi32(low, high));
     }
     return scale.d;
 }
@@ -78,12 +79,30 @@ void quantize_q8_32(const float* x, uint8_t* out, int64_t n) {
 void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
     for (int64_t b = 0; b < n / kQ256; ++b) {
         alignas(32) int8_t qs[256];
-        int32_t sums[16];
         BlockQ8_256 block{};
-        block.d = quantize_block<16>(x + b * kQ256, qs, sums);
+        block.d = quantize_block<16>(x + b * kQ256, qs, nullptr);
         for (int group = 0; group < 8; ++group)
             __builtin_memcpy(block.qs + 32 * kGroupOrder[group], qs + 32 * group, 32);
-        for (int j = 0; j < 16; ++j) block.sums[j] = static_cast<int16_t>(sums[j]);
+        // Sums of pairs, of every second pair of a 16 (the two lanes of pair_sums), of 16, of 32.
+        const __m256i ones_bytes = _mm256_set1_epi8(1), ones_words = _mm256_set1_epi16(1);
+        for (int j = 0; j < 16; j += 2) {
+            const __m256i q = _mm256_load_si256(reinterpret_cast<const __m256i*>(qs + 16 * j));
+            const __m256i pairs = _mm256_maddubs_epi16(ones_bytes, q);  // 2 x 8 words: lanes 0 1 0 1 ...
+            const __m256i two = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+            const __m256i one = _mm256_add_epi16(two, _mm256_shuffle_epi32(two, 0xb1));
+            const int32_t lanes[2] = {_mm256_cvtsi256_si32(one), _mm256_extract_epi32(one, 4)};
+            __builtin_memcpy(block.pair_sums + 2 * j, lanes, 8);
+        }
+        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.pair_sums));
+        const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.pair_sums + 16));
+        const __m256i packed = _mm256_packs_epi32(_mm256_madd_epi16(low, ones_words),  //
+                                                  _mm256_madd_epi16(high, ones_words));
+        const __m256i sums = _mm256_permute4x64_epi64(packed, 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(block.sums), sums);
+        const __m256i groups = _mm256_madd_epi16(sums, ones_words);
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(block.group_sums),
+            _mm_packs_epi32(_mm256_castsi256_si128(groups), _mm256_extracti128_si256(groups, 1)));
         __builtin_memcpy(out + b * int64_t(sizeof(block)), &block, sizeof(block));
     }
 }

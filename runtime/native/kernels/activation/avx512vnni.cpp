@@ -67,7 +67,14 @@ void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
         block.d = quantize_block<16>(x + b * kQ256, qs, sums);
         for (int group = 0; group < 8; ++group)
             __builtin_memcpy(block.qs + 32 * kGroupOrder[group], qs + 32 * group, 32);
-        for (int j = 0; j < 16; ++j) block.sums[j] = static_cast<int16_t>(sums[j]);
+        for (int j = 0; j < 16; ++j) {
+            block.sums[j] = static_cast<int16_t>(sums[j]);
+            int32_t first = 0;  // of the elements at i % 4 < 2
+            for (int i = 16 * j; i < 16 * j + 16; i += 4) first += qs[i] + qs[i + 1];
+            block.pair_sums[2 * j] = static_cast<int16_t>(first);
+            block.pair_sums[2 * j + 1] = static_cast<int16_t>(sums[j] - first);
+        }
+        for (int j = 0; j < 8; ++j) block.group_sums[j] = static_cast<int16_t>(sums[2 * j] + sums[2 * j + 1]);
         __builtin_memcpy(out + b * int64_t(sizeof(block)), &block, sizeof(block));
     }
 }

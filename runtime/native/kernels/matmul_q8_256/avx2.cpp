@@ -1,282 +1,506 @@
 // Matmul of the types with super-blocks of 256 weights with Q8_256 activations, 256 bits wide.
 //
-// The eight groups of 32 weights of a super-block are unpacked one after the other, each once for up to four
-// activation rows.  vpmaddubsw takes 32 products of unsigned quants and signed activations to 16 sums of two,
-// which fit 16 bits; vpmaddwd multiplies them by the group's scale and adds pairs.  One float multiply-add
-// per super-block and row follows.
+// What a super-block adds to an output is an exact integer sum of scale * quant * activation, and where the
+// type has minima a second one; then one float multiply-add for each.  ../panel.h says how the sums are made
+// for few and for many activation rows.
 #include <immintrin.h>
 
 #include "blocks.h"
 #include "kernels/levels.h"
-#include "kernels/tile.h"
+#include "kernels/panel.h"
 
 namespace quantd::avx2 {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 2048;
+// Fields of BlockQ8_256, and of its part behind the quants.
+constexpr int64_t kActBytes = sizeof(BlockQ8_256), kActTail = 256;
+constexpr int64_t kTailSums = 0, kTailScale = 32, kTailGroupSums = 36, kTailPairSums = 64, kTailBytes = 128;
 
-// Fields of BlockQ8_256.
-constexpr int64_t kActBytes = 320, kActSums = 256, kActScale = 288;
+__m256i words(__m256i x, int count) { return _mm256_srli_epi16(x, count); }
+__m256i mask(__m256i x, int bits) { return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>(bits))); }
 
-__m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-__m128i load128(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-
-__m256 broadcast_f16(const uint8_t* p) {
-    uint16_t half;
-    __builtin_memcpy(&half, p, 2);
-    return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(half)));
+// Byte `first` of each dword in its low word and byte `second` in its high word.
+__m256i pick_bytes(__m256i dwords, int first, int second) {
+    const int pattern = first | 0x80 << 8 | second << 16 | 0x80 << 24;
+    const __m256i at = _mm256_setr_epi32(pattern, pattern + 0x040004, pattern + 0x080008, pattern + 0x0c000c,
+                                         pattern, pattern + 0x040004, pattern + 0x080008, pattern + 0x0c000c);
+    return _mm256_shuffle_epi8(dwords, at);
 }
 
-// Bytes 0-7: the eight 6-bit scales; bytes 8-15: the eight 6-bit minima.  header: d, dmin and the 12 packed
-// bytes.
-__m128i unpack_scales(__m128i header) {
-    const __m128i low =
-        _mm_shuffle_epi8(header, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
-    const __m128i high =
-        _mm_shuffle_epi8(header, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
-    const __m128i low_mask = _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f);
-    const __m128i low_bits = _mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)), low_mask);
-    const __m128i high_bits = _mm_and_si128(_mm_srli_epi16(high, 2), _mm_set1_epi8(0x30));
-    return _mm_or_si128(low_bits, high_bits);
+// Byte `at` of each dword, with its sign, in both words.
+__m256i pick_signed(__m256i dwords, int at) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(pick_bytes(dwords, at, at), 8), 8);
 }
 
-// Sums of two products of unsigned quants and signed activations, (16) int16.
-struct UnsignedQuants {
-    static __m256i products(__m256i q, __m256i act) { return _mm256_maddubs_epi16(q, act); }
+// Two words of one activation times two words of each weight row.
+__m256i add_pairs(__m256i sum, __m256i weights, const uint8_t* act) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, broadcast32(act)));
+}
+
+// sum_j scale[j] * sums[j] over the sixteen sums of 16 activations.
+__m256i scaled_sums(const __m256i* scale, const uint8_t* tail) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int pair = 0; pair < 8; ++pair) {
+        const __m256i both = _mm256_blend_epi16(scale[2 * pair], scale[2 * pair + 1], 0xaa);
+        sum = add_pairs(sum, both, tail + kTailSums + 4 * pair);
+    }
+    return sum;
+}
+
+__m256 multiply_add(__m256 d, const uint8_t* tail, __m256i sum, __m256 acc) {
+    return _mm256_fmadd_ps(_mm256_mul_ps(d, broadcast_float(tail + kTailScale)), _mm256_cvtepi32_ps(sum),
+                           acc);
+}
+
+// ---- formats
+// ---------------------------------------------------------------------------------------------------
+//
+// A Format has
+//     Header                        scales (each in both words of a lane), minima and floats of eight rows
+//     decode(rows, Header&)
+//     unpack(rows, q)               quants of eight rows: q[i / 4] holds elements i to i + 3 of each
+//     quants(block, group)          32 quants of one row as they lie
+//     kScaleElements                elements of one scale
+//     kSteps                        steps of four elements whose words add up without overflow
+//     kOffsetBits                   quants are stored with 1 << kOffsetBits added; 0 = nothing added
+//     kWrap                         the panel's words may overflow and come right when the offset is taken
+//     off kSigned                       quants with all eight bits: see multiply_dwords finish(acc, sum,
+//     Header, tail)
+
+// What the types of unsigned quants share.
+struct Unsigned {
+    static constexpr int kOffsetBits = 0;
+    static constexpr bool kWrap = false, kSigned = false;
 };
 
-// Scales, minima and floats of Q4_K and Q5_K.
-struct ScaleMin : UnsignedQuants {
-    __m256i bytes;  // scales and minima, in both halves
-    __m256 d, dmin;
+// Scales and minima of Q4_K and Q5_K.
+struct ScaleMin : Unsigned {
+    static constexpr int kScaleElements = 32;
+    struct Header {
+        __m256i scale[8];
+        __m256i min[4];  // minima 2p and 2p + 1
+        __m256 d, dmin;
+    };
 
-    explicit ScaleMin(const uint8_t* block)
-        : bytes(_mm256_broadcastsi128_si256(unpack_scales(load128(block)))),
-          d(broadcast_f16(block)),
-          dmin(broadcast_f16(block + 2)) {}
-
-    // Scale of one group in 16 words.
-    __m256i scale(int group) const {
-        return _mm256_shuffle_epi8(bytes, _mm256_set1_epi16(static_cast<short>(0xff00 | group)));
+    static void decode(const Rows& rows, Header& out) {
+        __m256i dwords[4];  // d and dmin; the twelve packed bytes
+        transpose_dwords_16(rows, 0, dwords);
+        const __m256i low = _mm256_and_si256(dwords[0], _mm256_set1_epi32(0xffff));
+        const __m256i halves =
+            _mm256_permute4x64_epi64(_mm256_packus_epi32(low, _mm256_srli_epi32(dwords[0], 16)), 0xd8);
+        out.d = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+        out.dmin = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+        const __m256i scales[2] = {mask(dwords[1], 0x3f),
+                                   _mm256_or_si256(mask(dwords[3], 0x0f), mask(words(dwords[1], 2), 0x30))};
+        const __m256i mins[2] = {mask(dwords[2], 0x3f), _mm256_or_si256(mask(words(dwords[3], 4), 0x0f),
+                                                                        mask(words(dwords[2], 2), 0x30))};
+        for (int j = 0; j < 8; ++j) out.scale[j] = pick_bytes(scales[j / 4], j % 4, j % 4);
+        for (int p = 0; p < 4; ++p) out.min[p] = pick_bytes(mins[p / 2], p % 2 * 2, p % 2 * 2 + 1);
     }
-    __m256i start(__m256i) const { return _mm256_setzero_si256(); }
-    __m256 value(__m256i sum, __m256i sums) const {
-        const __m256i twice =
-            _mm256_setr_epi8(8, -1, 8, -1, 9, -1, 9, -1, 10, -1, 10, -1, 11, -1, 11, -1,  //
-                             12, -1, 12, -1, 13, -1, 13, -1, 14, -1, 14, -1, 15, -1, 15, -1);
-        const __m256i min_sum = _mm256_madd_epi16(_mm256_shuffle_epi8(bytes, twice), sums);
-        return _mm256_fnmadd_ps(_mm256_cvtepi32_ps(min_sum), dmin, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), d));
+
+    static __m256 finish(__m256 acc, __m256i sum, const Header& header, const uint8_t* tail) {
+        __m256i min_sum = _mm256_madd_epi16(header.min[0], broadcast32(tail + kTailGroupSums));
+        for (int p = 1; p < 4; ++p)
+            min_sum = add_pairs(min_sum, header.min[p], tail + kTailGroupSums + 4 * p);
+        const __m256 dmin = _mm256_mul_ps(header.dmin, broadcast_float(tail + kTailScale));
+        return _mm256_fnmadd_ps(dmin, _mm256_cvtepi32_ps(min_sum), multiply_add(header.d, tail, sum, acc));
     }
 };
 
 struct Q4K : ScaleMin {
     static constexpr int64_t kBytes = sizeof(BlockQ4_K);
-    const uint8_t* qs;
+    static constexpr int kSteps = 8;  // 16 * 15 * 127 < 2^15
 
-    explicit Q4K(const uint8_t* block) : ScaleMin(block), qs(block + 16) {}
-    __m256i quants(int group) const {
-        const __m256i packed = load256(qs + group / 2 * 32);
-        return _mm256_and_si256(group % 2 ? _mm256_srli_epi16(packed, 4) : packed, _mm256_set1_epi8(0x0f));
+    static void unpack(const Rows& rows, __m256i* q) {
+        for (int chunk = 0; chunk < 4; ++chunk, q += 16) {
+            __m256i packed[8];
+            transpose_dwords_32(rows, 16 + 32 * chunk, packed);
+            for (int j = 0; j < 8; ++j) {
+                q[j] = mask(packed[j], 0x0f);
+                q[j + 8] = mask(words(packed[j], 4), 0x0f);
+            }
+        }
+    }
+    static __m256i quants(const uint8_t* block, int group) {
+        const __m256i packed = load256(block + 16 + group / 2 * 32);
+        return mask(group % 2 ? words(packed, 4) : packed, 0x0f);
     }
 };
 
 struct Q5K : ScaleMin {
     static constexpr int64_t kBytes = sizeof(BlockQ5_K);
-    const uint8_t* qs;
-    __m256i high;
+    static constexpr int kSteps = 4;  // 8 * 31 * 127 < 2^15
 
-    explicit Q5K(const uint8_t* block) : ScaleMin(block), qs(block + 48), high(load256(block + 16)) {}
-    __m256i quants(int group) const {
-        const __m256i packed = load256(qs + group / 2 * 32);
-        const __m256i low =
-            _mm256_and_si256(group % 2 ? _mm256_srli_epi16(packed, 4) : packed, _mm256_set1_epi8(0x0f));
-        const __m256i bit = _mm256_set1_epi8(static_cast<char>(1u << group));
-        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(high, bit), bit);
-        return _mm256_or_si256(low, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+    static void unpack(const Rows& rows, __m256i* q) {
+        __m256i high[8];
+        transpose_dwords_32(rows, 16, high);
+        for (int chunk = 0; chunk < 4; ++chunk, q += 16) {
+            __m256i packed[8];
+            transpose_dwords_32(rows, 48 + 32 * chunk, packed);
+            for (int j = 0; j < 8; ++j) {
+                q[j] = _mm256_or_si256(mask(packed[j], 0x0f), high_bit(high[j], 2 * chunk));
+                q[j + 8] = _mm256_or_si256(mask(words(packed[j], 4), 0x0f), high_bit(high[j], 2 * chunk + 1));
+            }
+        }
+    }
+    static __m256i quants(const uint8_t* block, int group) {
+        const __m256i packed = load256(block + 48 + group / 2 * 32);
+        const __m256i low = mask(group % 2 ? words(packed, 4) : packed, 0x0f);
+        return _mm256_or_si256(low, high_bit(load256(block + 16), group));
+    }
+    // Bit `group` of every byte, moved to bit 4.
+    static __m256i high_bit(__m256i bits, int group) {
+        return mask(group < 4 ? _mm256_slli_epi16(bits, 4 - group) : words(bits, group - 4), 0x10);
     }
 };
 
-// Signed scales of 16 elements each and what the types that have them share: d * sum((scale * q + offset) *
-// a), where the offsets make up for quants that were stored unsigned.
-struct ByteScales : UnsignedQuants {
-    __m256i bytes;   // the sixteen scales, in both halves
-    __m256i offset;  // (16) int16: minus scale times a power of two
-    __m256 d;
-
-    ByteScales(__m128i scales, int shift, const uint8_t* d_half)
-        : bytes(_mm256_broadcastsi128_si256(scales)),
-          offset(_mm256_sub_epi16(_mm256_setzero_si256(),
-                                  _mm256_slli_epi16(_mm256_cvtepi8_epi16(scales), shift))),
-          d(broadcast_f16(d_half)) {}
-
-    // Two scales of one group, eight words each, with their signs.
-    __m256i scale(int group) const {
-        const __m128i low = _mm_set1_epi16(static_cast<short>((2 * group) << 8 | 0xff));
-        const __m128i high = _mm_set1_epi16(static_cast<short>((2 * group + 1) << 8 | 0xff));
-        return _mm256_srai_epi16(_mm256_shuffle_epi8(bytes, _mm256_setr_m128i(low, high)), 8);
+// Scales of 16 elements each.
+struct ByteScales : Unsigned {
+    static constexpr int kScaleElements = 16;
+    static constexpr int kSteps = 4;
+    struct Header {
+        __m256i scale[16];
+        __m256 d;
+    };
+    static __m256 finish(__m256 acc, __m256i sum, const Header& header, const uint8_t* tail) {
+        return multiply_add(header.d, tail, sum, acc);
     }
-    __m256i start(__m256i sums) const { return _mm256_madd_epi16(offset, sums); }
-    __m256 value(__m256i sum, __m256i) const { return _mm256_mul_ps(_mm256_cvtepi32_ps(sum), d); }
 };
-
-// Bits 2 * quarter and 2 * quarter + 1 of every byte, moved to bits 4 and 5.
-__m256i two_bits_high(__m256i packed, int quarter) {
-    const __m256i moved = quarter == 0   ? _mm256_slli_epi16(packed, 4)
-                          : quarter == 1 ? _mm256_slli_epi16(packed, 2)
-                          : quarter == 2 ? packed
-                                         : _mm256_srli_epi16(packed, 2);
-    return _mm256_and_si256(moved, _mm256_set1_epi8(0x30));
-}
-
-// The two-bit quants of one group of Q2_K and Q3_K.
-__m256i two_bits(const uint8_t* qs, int group) {
-    const __m256i packed = load256(qs + group / 4 * 32);
-    return _mm256_and_si256(_mm256_srli_epi16(packed, group % 4 * 2), _mm256_set1_epi8(3));
-}
 
 struct Q6K : ByteScales {
     static constexpr int64_t kBytes = sizeof(BlockQ6_K);
-    const uint8_t* block;
+    static constexpr int kOffsetBits = 5;
+    static constexpr bool kWrap = true;  // 8 * 32 * 127 < 2^15, but not with 63 in place of 32
 
-    explicit Q6K(const uint8_t* block_) : ByteScales(load128(block_ + 192), 5, block_ + 208), block(block_) {}
-    __m256i quants(int group) const {
+    static void decode(const Rows& rows, Header& out) {
+        __m256i dwords[4];
+        transpose_dwords_16(rows, 192, dwords);
+        for (int j = 0; j < 16; ++j) out.scale[j] = pick_signed(dwords[j / 4], j % 4);
+        out.d = gather_f16(rows, 208);
+    }
+    static void unpack(const Rows& rows, __m256i* q) {
+        for (int half = 0; half < 2; ++half, q += 32) {
+            __m256i low[16], high[8];
+            transpose_dwords_32(rows, 64 * half, low);
+            transpose_dwords_32(rows, 64 * half + 32, low + 8);
+            transpose_dwords_32(rows, 128 + 32 * half, high);
+            for (int j = 0; j < 8; ++j) {
+                q[j] = combine(low[j], high[j], 0);
+                q[j + 8] = combine(low[j + 8], high[j], 1);
+                q[j + 16] = combine(low[j], high[j], 2);
+                q[j + 24] = combine(low[j + 8], high[j], 3);
+            }
+        }
+    }
+    static __m256i quants(const uint8_t* block, int group) {
         const int half = group / 4, quarter = group % 4;
-        const __m256i packed = load256(block + 64 * half + 32 * (quarter % 2));
-        const __m256i low =
-            _mm256_and_si256(quarter / 2 ? _mm256_srli_epi16(packed, 4) : packed, _mm256_set1_epi8(0x0f));
-        return _mm256_or_si256(low, two_bits_high(load256(block + 128 + 32 * half), quarter));
+        return combine(load256(block + 64 * half + 32 * (quarter % 2)), load256(block + 128 + 32 * half),
+                       quarter);
+    }
+    // The nibbles and the two bits of one quarter of 128 elements.
+    static __m256i combine(__m256i low, __m256i high, int quarter) {
+        const __m256i moved = quarter == 0   ? _mm256_slli_epi16(high, 4)
+                              : quarter == 1 ? _mm256_slli_epi16(high, 2)
+                              : quarter == 2 ? high
+                                             : words(high, 2);
+        return _mm256_or_si256(mask(quarter / 2 ? words(low, 4) : low, 0x0f), mask(moved, 0x30));
     }
 };
 
+// The two-bit quants of Q2_K and Q3_K.
+void unpack_two_bits(const Rows& rows, int64_t offset, __m256i* q) {
+    for (int half = 0; half < 2; ++half, q += 32) {
+        __m256i packed[8];
+        transpose_dwords_32(rows, offset + 32 * half, packed);
+        for (int j = 0; j < 8; ++j) {
+            for (int quarter = 0; quarter < 4; ++quarter)
+                q[j + 8 * quarter] = mask(words(packed[j], 2 * quarter), 3);
+        }
+    }
+}
+__m256i two_bits(const uint8_t* qs, int group) {
+    return mask(words(load256(qs + group / 4 * 32), group % 4 * 2), 3);
+}
+
 struct Q2K : ByteScales {
     static constexpr int64_t kBytes = sizeof(BlockQ2_K);
-    const uint8_t* qs;
-    __m256i mins;  // (16) int16
-    __m256 dmin;
+    struct Header {
+        __m256i scale[16];
+        __m256i min[8];  // minima 2p and 2p + 1
+        __m256 d, dmin;
+    };
 
-    explicit Q2K(const uint8_t* block)
-        : ByteScales(_mm_and_si128(load128(block), _mm_set1_epi8(0x0f)), 0, block + 80),
-          qs(block + 16),
-          mins(_mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(load128(block), 4), _mm_set1_epi8(0x0f)))),
-          dmin(broadcast_f16(block + 82)) {}
-    __m256i quants(int group) const { return two_bits(qs, group); }
-    __m256i start(__m256i) const { return _mm256_setzero_si256(); }
-    __m256 value(__m256i sum, __m256i sums) const {
-        const __m256i min_sum = _mm256_madd_epi16(mins, sums);
-        return _mm256_fnmadd_ps(_mm256_cvtepi32_ps(min_sum), dmin, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), d));
+    static void decode(const Rows& rows, Header& out) {
+        __m256i dwords[4];
+        transpose_dwords_16(rows, 0, dwords);
+        for (int j = 0; j < 16; ++j) out.scale[j] = pick_bytes(mask(dwords[j / 4], 0x0f), j % 4, j % 4);
+        for (int p = 0; p < 8; ++p) {
+            const __m256i mins = mask(words(dwords[p / 2], 4), 0x0f);
+            out.min[p] = pick_bytes(mins, p % 2 * 2, p % 2 * 2 + 1);
+        }
+        out.d = gather_f16(rows, 80);
+        out.dmin = gather_f16(rows, 82);
+    }
+    static void unpack(const Rows& rows, __m256i* q) { unpack_two_bits(rows, 16, q); }
+    static __m256i quants(const uint8_t* block, int group) { return two_bits(block + 16, group); }
+    static __m256 finish(__m256 acc, __m256i sum, const Header& header, const uint8_t* tail) {
+        __m256i min_sum = _mm256_madd_epi16(header.min[0], broadcast32(tail + kTailSums));
+        for (int p = 1; p < 8; ++p) min_sum = add_pairs(min_sum, header.min[p], tail + kTailSums + 4 * p);
+        const __m256 dmin = _mm256_mul_ps(header.dmin, broadcast_float(tail + kTailScale));
+        return _mm256_fnmadd_ps(dmin, _mm256_cvtepi32_ps(min_sum), multiply_add(header.d, tail, sum, acc));
     }
 };
 
 struct Q3K : ByteScales {
     static constexpr int64_t kBytes = sizeof(BlockQ3_K);
-    const uint8_t* qs;
-    __m256i high;
+    static constexpr int kOffsetBits = 2;
 
-    explicit Q3K(const uint8_t* block)
-        : ByteScales(scales(block + 96), 2, block + 108), qs(block + 32), high(load256(block)) {}
-    static __m128i scales(const uint8_t* p) {
-        int64_t low_bytes;
-        int32_t high_bytes;
-        __builtin_memcpy(&low_bytes, p, 8);
-        __builtin_memcpy(&high_bytes, p + 8, 4);
-        const __m128i low = _mm_and_si128(_mm_set_epi64x(low_bytes >> 4, low_bytes), _mm_set1_epi8(0x0f));
-        const __m128i shifted = _mm_srlv_epi32(_mm_set1_epi32(high_bytes), _mm_setr_epi32(0, 2, 4, 6));
-        const __m128i top = _mm_slli_epi16(_mm_and_si128(shifted, _mm_set1_epi8(3)), 4);
-        return _mm_sub_epi8(_mm_or_si128(low, top), _mm_set1_epi8(32));
+    static void decode(const Rows& rows, Header& out) {
+        __m256i both[4], dwords[4];  // twelve bytes of scales and d: the last 14 of the block
+        for (int i = 0; i < 4; ++i) {
+            const __m256i last16 = _mm256_inserti128_si256(_mm256_castsi128_si256(load128(rows[i] + 94)),
+                                                           load128(rows[i + 4] + 94), 1);
+            both[i] = _mm256_srli_si256(last16, 2);
+        }
+        transpose_4x4(both, dwords);
+        for (int j = 0; j < 4; ++j) {
+            const __m256i low = mask(words(dwords[j % 2], j / 2 * 4), 0x0f);
+            const __m256i high = _mm256_slli_epi16(mask(words(dwords[2], 2 * j), 3), 4);
+            const __m256i four = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
+            for (int i = 0; i < 4; ++i) out.scale[4 * j + i] = pick_signed(four, i);
+        }
+        out.d = gather_f16(rows, 108);
     }
-    __m256i quants(int group) const {
-        const __m256i bit = _mm256_set1_epi8(static_cast<char>(1u << group));
-        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(high, bit), bit);
-        return _mm256_or_si256(two_bits(qs, group), _mm256_and_si256(set, _mm256_set1_epi8(4)));
+    static void unpack(const Rows& rows, __m256i* q) {
+        unpack_two_bits(rows, 32, q);
+        __m256i high[8];
+        transpose_dwords_32(rows, 0, high);
+        for (int group = 0; group < 8; ++group) {
+            for (int j = 0; j < 8; ++j)
+                q[8 * group + j] = _mm256_or_si256(q[8 * group + j], high_bit(high[j], group));
+        }
+    }
+    static __m256i quants(const uint8_t* block, int group) {
+        return _mm256_or_si256(two_bits(block + 32, group), high_bit(load256(block), group));
+    }
+    // Bit `group` of every byte, moved to bit 2.
+    static __m256i high_bit(__m256i bits, int group) {
+        return mask(group < 2 ? _mm256_slli_epi16(bits, 2 - group) : words(bits, group - 2), 4);
     }
 };
 
 struct Iq4Xs {
     static constexpr int64_t kBytes = sizeof(BlockIQ4_XS);
-    const uint8_t* qs;
-    __m256i words;  // the eight scales, int16, in both halves
-    __m256 d;
+    static constexpr int kScaleElements = 32, kSteps = 8, kOffsetBits = 0;
+    static constexpr bool kWrap = false, kSigned = true;
+    struct Header {
+        __m256i scale[8];
+        __m256 d;
+    };
 
-    explicit Iq4Xs(const uint8_t* block) : qs(block + 8), d(broadcast_f16(block)) {
-        uint16_t high_bits;
-        int32_t low_bits;
-        __builtin_memcpy(&high_bits, block + 2, 2);
-        __builtin_memcpy(&low_bits, block + 4, 4);
-        const __m256i low =
-            _mm256_srlv_epi32(_mm256_set1_epi32(low_bits), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        const __m256i high =
-            _mm256_srlv_epi32(_mm256_set1_epi32(high_bits), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
-        const __m256i top = _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4);
-        const __m256i both = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0x0f)), top);
-        const __m256i scales = _mm256_sub_epi32(both, _mm256_set1_epi32(32));
-        words = _mm256_permute4x64_epi64(_mm256_packs_epi32(scales, scales), 0x88);
-    }
-    __m256i scale(int group) const {
-        return _mm256_shuffle_epi8(words,
-                                   _mm256_set1_epi16(static_cast<short>((2 * group + 1) << 8 | 2 * group)));
-    }
-    // Signed, unlike the quants of the other types: see products.
-    __m256i quants(int group) const {
-        const __m128i packed = load128(qs + 16 * group);
-        const __m256i nibbles = _mm256_setr_m128i(packed, _mm_srli_epi16(packed, 4));
-        const __m256i book =
-            _mm256_broadcastsi128_si256(load128(reinterpret_cast<const uint8_t*>(kIq4Values)));
-        return _mm256_shuffle_epi8(book, _mm256_and_si256(nibbles, _mm256_set1_epi8(0x0f)));
-    }
-    static __m256i products(__m256i q, __m256i act) {
-        return _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(act, q));
-    }
-    __m256i start(__m256i) const { return _mm256_setzero_si256(); }
-    __m256 value(__m256i sum, __m256i) const { return _mm256_mul_ps(_mm256_cvtepi32_ps(sum), d); }
-};
-
-template <class Format>
-struct Kernel {
-    using Acc = __m256;
-    static constexpr int kRows = 4, kOuts = 1;
-    static constexpr int64_t kChunkUnits = 4;  // super-blocks
-
-    static int64_t units(int64_t n_in) { return n_in / kQ256; }
-    static Acc zero() { return _mm256_setzero_ps(); }
-    static float total(const Acc& acc) {
-        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
-        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-    }
-
-    template <int kTileOuts, int kTileRows>
-    static void dot(const Dot& tile, Acc* out) {
-        static_assert(kTileOuts == 1);
-        __m256 acc[kTileRows];
-        for (int r = 0; r < kTileRows; ++r) acc[r] = out[r];
-        for (int64_t b = tile.begin; b < tile.end; ++b) {
-            const uint8_t* block = tile.weight + b * Format::kBytes;
-            const char* ahead = reinterpret_cast<const char*>(block) + kPrefetchBytes;
-            for (int64_t line = 0; line < Format::kBytes; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
-            add_block<kTileRows>(Format(block), tile.act + b * kActBytes, tile.act_stride, acc);
+    static void decode(const Rows& rows, Header& out) {
+        int32_t first[kLanes], second[kLanes];  // d and scales_h; scales_l
+        for (int i = 0; i < kLanes; ++i) {
+            __builtin_memcpy(&first[i], rows[i], 4);
+            __builtin_memcpy(&second[i], rows[i] + 4, 4);
         }
-        for (int r = 0; r < kTileRows; ++r) out[r] = acc[r];
+        const __m256i high_bits = _mm256_srli_epi32(
+            _mm256_setr_epi32(first[0], first[1], first[2], first[3], first[4], first[5], first[6], first[7]),
+            16);
+        const __m256i low_bits = _mm256_setr_epi32(second[0], second[1], second[2], second[3],  //
+                                                   second[4], second[5], second[6], second[7]);
+        for (int j = 0; j < 8; ++j) {
+            const __m256i low = _mm256_and_si256(_mm256_srli_epi32(low_bits, 4 * j), _mm256_set1_epi32(0x0f));
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi32(high_bits, 2 * j), _mm256_set1_epi32(3));
+            const __m256i scale =
+                _mm256_sub_epi32(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), _mm256_set1_epi32(32));
+            out.scale[j] = _mm256_blend_epi16(scale, _mm256_slli_epi32(scale, 16), 0xaa);
+        }
+        out.d = gather_f16(rows, 0);
     }
-
-    template <int kTileRows>
-    static void add_block(const Format& weight, const uint8_t* act, int64_t act_stride, __m256* acc) {
-        __m256i sum[kTileRows];
-        for (int r = 0; r < kTileRows; ++r) sum[r] = weight.start(load256(act + r * act_stride + kActSums));
-#pragma GCC unroll 8
-        for (int group = 0; group < 8; ++group) {
-            const __m256i q = weight.quants(group), scale = weight.scale(group);
-            for (int r = 0; r < kTileRows; ++r) {
-                const __m256i a = load256(act + r * act_stride + 32 * kGroupOrder[group]);
-                sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(Format::products(q, a), scale));
+    static __m256i look_up(__m256i nibbles) {
+        const __m128i book = load128(reinterpret_cast<const uint8_t*>(kIq4Values));
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(book), nibbles);
+    }
+    // Words: see multiply_dwords.
+    static void unpack(const Rows& rows, __m256i* q) {
+        for (int group = 0; group < 8; ++group, q += 16) {
+            __m256i packed[4];
+            transpose_dwords_16(rows, 8 + 16 * group, packed);
+            for (int j = 0; j < 4; ++j) {
+                const __m256i low = look_up(mask(packed[j], 0x0f));
+                const __m256i high = look_up(mask(words(packed[j], 4), 0x0f));
+                q[2 * j] = even_words(low);
+                q[2 * j + 1] = odd_words(low);
+                q[2 * j + 8] = even_words(high);
+                q[2 * j + 9] = odd_words(high);
             }
         }
-        for (int r = 0; r < kTileRows; ++r) {
-            const uint8_t* row = act + r * act_stride;
-            float scale;
-            __builtin_memcpy(&scale, row + kActScale, 4);
-            acc[r] =
-                _mm256_fmadd_ps(weight.value(sum[r], load256(row + kActSums)), _mm256_set1_ps(scale), acc[r]);
+    }
+    static __m256i quants(const uint8_t* block, int group) {
+        const __m128i packed = load128(block + 8 + 16 * group);
+        return look_up(mask(_mm256_setr_m128i(packed, _mm_srli_epi16(packed, 4)), 0x0f));
+    }
+    static __m256 finish(__m256 acc, __m256i sum, const Header& header, const uint8_t* tail) {
+        return multiply_add(header.d, tail, sum, acc);
+    }
+};
+
+// ---- the kernel
+// ------------------------------------------------------------------------------------------------
+
+template <class Format, int kFew>
+struct Kernel {
+    static constexpr int64_t kBlockBytes = Format::kBytes;
+    static constexpr int kFewRows = kFew;
+    static constexpr int64_t kPanelRows = Format::kSigned ? 32 : 64;
+    static constexpr int64_t kTileQs = Format::kSigned ? 512 : 256, kTileBytes = kTileQs + kTailBytes;
+    struct Panel {
+        __m256i q[Format::kSigned ? 128 : 64];
+        typename Format::Header header;
+    };
+    // Each row: quants in natural order (bytes, or words as stored by widen), then the tail of its block.
+    // Of a type that wraps, pair_sums are multiplied by minus the offset.
+    struct Tile {
+        alignas(64) uint8_t bytes[kTileRows * kTileBytes];
+    };
+
+    static int64_t n_blocks(int64_t n_in) { return n_in / kQ256; }
+
+    static void unpack(const Rows& rows, int64_t at, int64_t, Panel* out) {
+        const Rows block = advance(rows, at * kBlockBytes);
+        Format::decode(block, out->header);
+        Format::unpack(block, out->q);
+    }
+
+    static void pack(const MatmulArgs& args, int64_t first, int64_t n, int64_t at, Tile& tile) {
+        for (int64_t r = 0; r < n; ++r) {
+            const uint8_t* block = args.act + (first + r) * args.act_stride + at * kActBytes;
+            uint8_t* out = tile.bytes + r * kTileBytes;
+            for (int group = 0; group < 8; ++group) {
+                const uint8_t* qs = block + 32 * kGroupOrder[group];
+                if constexpr (Format::kSigned) {
+                    widen(qs, out + 64 * group);
+                } else {
+                    __builtin_memcpy(out + 32 * group, qs, 32);
+                }
+            }
+            __builtin_memcpy(out + kTileQs, block + kActTail, kTailBytes);
+            if constexpr (Format::kWrap) {
+                auto* sums = reinterpret_cast<__m256i*>(out + kTileQs + kTailPairSums);
+                for (int v = 0; v < 2; ++v) {
+                    const __m256i offset =
+                        _mm256_slli_epi16(_mm256_load_si256(sums + v), Format::kOffsetBits);
+                    _mm256_store_si256(sums + v, _mm256_sub_epi16(_mm256_setzero_si256(), offset));
+                }
+            }
         }
+    }
+
+    // Not inlined: GCC would move what does not depend on the panel before the loop over panels, into memory.
+    template <int kRows>
+    [[gnu::noinline]] static void multiply(const Panel* two, const Tile& tile, float* acc) {
+        constexpr int kGroups = 64 / Format::kSteps;
+        __m256i sum[2][kRows];
+        for (int r = 0; r < kRows; ++r) sum[0][r] = sum[1][r] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+        for (int group = 0; group < kGroups; ++group) {
+            const int scale = group * Format::kSteps * 4 / Format::kScaleElements;
+            __m256i part[2][kRows];
+            if constexpr (Format::kSigned) {
+                multiply_dwords<kRows, Format::kSteps>(two[0].q + 16 * group, two[1].q + 16 * group,
+                                                       tile.bytes + 64 * group, kTileBytes, part);
+            } else {
+                multiply_words<kRows, Format::kSteps, false>(
+                    two[0].q + Format::kSteps * group, two[1].q + Format::kSteps * group,
+                    tile.bytes + 4 * Format::kSteps * group, kTileBytes, part);
+            }
+            for (int half = 0; half < 2; ++half) {
+                const __m256i factor = two[half].header.scale[scale];
+                for (int r = 0; r < kRows; ++r) {
+                    if constexpr (Format::kSigned) {
+                        part[half][r] = _mm256_mullo_epi32(part[half][r], _mm256_srai_epi32(factor, 16));
+                    } else {
+                        if constexpr (Format::kWrap) {
+                            const __m256i offset = broadcast32(tile.bytes + r * kTileBytes + kTileQs +
+                                                               kTailPairSums + 4 * group);
+                            part[half][r] = _mm256_add_epi16(part[half][r], offset);
+                        }
+                        part[half][r] = _mm256_madd_epi16(part[half][r], factor);
+                    }
+                    sum[half][r] = _mm256_add_epi32(sum[half][r], part[half][r]);
+                }
+            }
+        }
+        for (int r = 0; r < kRows; ++r) {
+            const uint8_t* tail = tile.bytes + r * kTileBytes + kTileQs;
+            for (int half = 0; half < 2; ++half) {
+                float* out = acc + r * kPanelRows + half * kLanes;
+                __m256i whole = sum[half][r];
+                if constexpr (Format::kOffsetBits > 0 && !Format::kWrap)
+                    whole = without_offset(whole, two[half].header, tail);
+                _mm256_store_ps(out, Format::finish(_mm256_load_ps(out), whole, two[half].header, tail));
+            }
+        }
+    }
+
+    static __m256i without_offset(__m256i sum, const typename Format::Header& header, const uint8_t* tail) {
+        return _mm256_sub_epi32(sum, _mm256_slli_epi32(scaled_sums(header.scale, tail), Format::kOffsetBits));
+    }
+
+    // The scale or the two scales of 32 elements of row i, as words.
+    static __m256i scale_of(const typename Format::Header& header, int group, int i) {
+        const auto at = [&](int index) {
+            return broadcast32(reinterpret_cast<const uint8_t*>(header.scale + index) + 4 * i);
+        };
+        if constexpr (Format::kScaleElements == 32) {
+            return at(group);
+        } else {
+            return _mm256_blend_epi32(at(2 * group), at(2 * group + 1), 0xf0);
+        }
+    }
+
+    template <int kRows>
+    static void few(const Rows& rows, const MatmulArgs& args, __m256* acc) {
+        __m256 total[kRows];
+        for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
+        const int64_t n = n_blocks(args.n_in);
+        for (int64_t at = 0; at < n; ++at) {
+            const int64_t ahead = offset_ahead(at, 8, n, kBlockBytes, kLanes * args.row_bytes);
+            const Rows blocks = advance(rows, at * kBlockBytes);
+            const uint8_t* act = args.act + at * kActBytes;
+            typename Format::Header header;
+            Format::decode(blocks, header);
+            __m256i sum[kRows][kLanes];
+#pragma GCC unroll 1
+            for (int i = 0; i < kLanes; ++i) {
+                prefetch_block<kBlockBytes>(rows[i] + ahead);
+                __m256i part[kRows];
+                for (int r = 0; r < kRows; ++r) part[r] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+                for (int group = 0; group < 8; ++group) {
+                    const __m256i q = Format::quants(blocks[i], group), scale = scale_of(header, group, i);
+                    for (int r = 0; r < kRows; ++r) {
+                        const __m256i a = load256(act + r * args.act_stride + 32 * kGroupOrder[group]);
+                        part[r] = _mm256_add_epi32(part[r], _mm256_madd_epi16(pairs(q, a), scale));
+                    }
+                }
+                for (int r = 0; r < kRows; ++r) sum[r][i] = part[r];
+            }
+            for (int r = 0; r < kRows; ++r) {
+                const uint8_t* tail = act + r * args.act_stride + kActTail;
+                __m256i whole = sum_across(sum[r]);
+                if constexpr (Format::kOffsetBits > 0) whole = without_offset(whole, header, tail);
+                total[r] = Format::finish(total[r], whole, header, tail);
+            }
+        }
+        for (int r = 0; r < kRows; ++r) acc[r] = total[r];
+    }
+
+    // Sums of two products each; a product of all eight bits takes the sign of the quant to the activation.
+    static __m256i pairs(__m256i q, __m256i act) {
+        if constexpr (Format::kSigned) return products(_mm256_abs_epi8(q), _mm256_sign_epi8(act, q));
+        return products(q, act);
     }
 };
 
@@ -287,12 +511,12 @@ void add_matmul_q8_256(Kernels& table) {
         table.act_form[static_cast<uint32_t>(type)] = ActForm::Q8_256;
         table.matmul[static_cast<uint32_t>(type)] = function;
     };
-    set(Type::Q2_K, run_matmul<Kernel<Q2K>>);
-    set(Type::Q3_K, run_matmul<Kernel<Q3K>>);
-    set(Type::Q4_K, run_matmul<Kernel<Q4K>>);
-    set(Type::Q5_K, run_matmul<Kernel<Q5K>>);
-    set(Type::Q6_K, run_matmul<Kernel<Q6K>>);
-    set(Type::IQ4_XS, run_matmul<Kernel<Iq4Xs>>);
+    set(Type::Q2_K, run_rows_in_lanes<Kernel<Q2K, 3>>);
+    set(Type::Q3_K, run_rows_in_lanes<Kernel<Q3K, 3>>);
+    set(Type::Q4_K, run_rows_in_lanes<Kernel<Q4K, 3>>);
+    set(Type::Q5_K, run_rows_in_lanes<Kernel<Q5K, 3>>);
+    set(Type::Q6_K, run_rows_in_lanes<Kernel<Q6K, 3>>);
+    set(Type::IQ4_XS, run_rows_in_lanes<Kernel<Iq4Xs, 3>>);
 }
 
 }  // namespace quantd::avx2

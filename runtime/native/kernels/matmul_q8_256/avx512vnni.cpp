@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kPrefetchBytes = 2048;
 
 // Fields of BlockQ8_256.
-constexpr int64_t kActBytes = 320, kActSums = 256, kActScale = 288;
+constexpr int64_t kActBytes = 384, kActSums = 256, kActScale = 288;
 
 __m512i load512(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
