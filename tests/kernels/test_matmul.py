@@ -122,7 +122,9 @@ def test_the_largest_quants_scales_and_activations_do_not_overflow(level: str, t
             w = dequantized(type_name, weight, n_out, n_in)
             bound = np.abs(seen_activations(level, type_name, x)) @ np.abs(w).T
             # Minima take away nearly all of some sums: the error is that of the two sums before.
-            bound = np.maximum(bound, n_in * 0.02 * 64 * 31) if type_name in ("Q4_K", "Q5_K", "Q2_K") else bound
+            bound = (
+                np.maximum(bound, n_in * 0.02 * 64 * 31) if type_name in ("Q4_K", "Q5_K", "Q2_K") else bound
+            )
             for rows in (x[:1], x):
                 got = _native.matmul(level, type_name, weight, n_out, n_in, np.ascontiguousarray(rows))
                 expected = seen_activations(level, type_name, rows) @ w.T
