@@ -511,11 +511,12 @@ void add_matmul_q8_256(Kernels& table) {
         table.act_form[static_cast<uint32_t>(type)] = ActForm::Q8_256;
         table.matmul[static_cast<uint32_t>(type)] = function;
     };
+    // With the number of rows up to which the few-row form is the faster one.
     set(Type::Q2_K, run_rows_in_lanes<Kernel<Q2K, 3>>);
     set(Type::Q3_K, run_rows_in_lanes<Kernel<Q3K, 3>>);
     set(Type::Q4_K, run_rows_in_lanes<Kernel<Q4K, 3>>);
-    set(Type::Q5_K, run_rows_in_lanes<Kernel<Q5K, 3>>);
-    set(Type::Q6_K, run_rows_in_lanes<Kernel<Q6K, 3>>);
+    set(Type::Q5_K, run_rows_in_lanes<Kernel<Q5K, 4>>);
+    set(Type::Q6_K, run_rows_in_lanes<Kernel<Q6K, 4>>);
     set(Type::IQ4_XS, run_rows_in_lanes<Kernel<Iq4Xs, 3>>);
 }
 
