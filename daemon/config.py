@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     kv_type: Literal["f16", "q8_0"] = "f16"
     # Keep computed prefixes in idle pages of the arena, for later requests that begin with them.
     prefix_cache: bool = True
+    # Guess tokens of answers that repeat their own text or prompt ("auto": where that is faster), without changing them.
+    speculate: Literal["auto", "off"] = "auto"
     # Sessions that share the arena.
     sessions: Annotated[int, Field(ge=1, le=256)] = 4
     # Tokens of one session; None: what the model and the arena give, at most 4096.

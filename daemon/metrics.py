@@ -122,6 +122,10 @@ class Snapshot:
     generation_tokens_total: int = 0
     cache_queried_tokens_total: int = 0  # prompt tokens that the prefix cache was asked for
     cache_hit_tokens_total: int = 0  # of these, tokens that it had
+    preemptions_total: int = 0  # requests that gave borrowed pages back
+    drafts_total: int = 0  # rows of answers that had guessed tokens behind them
+    drafted_tokens_total: int = 0
+    accepted_tokens_total: int = 0  # of these, tokens that the model confirmed
     prompt_tokens_per_s: float = 0.0  # live, over the last seconds
     generation_tokens_per_s: float = 0.0
     model_mapped_bytes: int = 0  # size of the mapped model file(s)
@@ -299,6 +303,24 @@ def _of_each_model(states: list[Snapshot]) -> Iterator[Metric]:
         "vllm:prefix_cache_hits",
         "Prompt tokens whose keys and values were in the prefix cache.",
         lambda one: one.cache_hit_tokens_total,
+    )
+    yield counter(
+        "vllm:num_preemptions",
+        "Requests that gave borrowed pages back.",
+        lambda one: one.preemptions_total,
+    )
+    yield counter(
+        "vllm:spec_decode_num_drafts",
+        "Drafts: steps of an answer with guessed tokens.",
+        lambda one: one.drafts_total,
+    )
+    yield counter(
+        "vllm:spec_decode_num_draft_tokens", "Guessed tokens.", lambda one: one.drafted_tokens_total
+    )
+    yield counter(
+        "vllm:spec_decode_num_accepted_tokens",
+        "Guessed tokens that the model confirmed.",
+        lambda one: one.accepted_tokens_total,
     )
 
     rates = GaugeMetricFamily(

@@ -1,11 +1,15 @@
 """The engine: one thread that owns the model and advances every request together.
 
-    submit, cancel  --inbox-->  [ drain -> expire -> schedule -> model.step -> apply ] --sink(events)-->  caller
+    submit, cancel  --inbox-->  [ drain -> expire -> schedule -> emit -> model.step -> apply ] --sink(events)-->  caller
     (any thread)                            the engine's thread
 
 The loop holds the lock only while it takes the inbox and while it publishes its counters; a step runs without it.
 Everything between two steps happens there, so a cancelled or expired request has given back its pages before the next
 step begins.  An idle engine sleeps on a condition and uses no CPU.
+
+The events of a step are handed over when the next one is planned, right before the native call releases the interpreter:
+handed over earlier, they would wake the server's thread while this one still needs the interpreter, and each would
+wait for the other.
 
 Every accepted request ends with exactly one FinishEvent.  Also where a step raises: then the engine fails as a whole,
 every request is told, and `submit` refuses from then on.
@@ -42,8 +46,9 @@ from runtime.step_plan import StepPlan
 _log = logging.getLogger(__name__)
 
 # A Python thread that wants the interpreter back waits up to this long for another one that is busy.  The default of
-# 5 ms would be added to every step whenever the server's own thread works; switching ten times as often costs it little.
-_SWITCH_INTERVAL_S = 0.0005
+# 5 ms would be added to every step whenever the server's own thread works; the interpreter is switched this often only
+# while another thread waits for it, which is once a step.
+_SWITCH_INTERVAL_S = 0.0001
 _JOIN_GRACE_S = 10.0  # a step that began before the drain deadline may still have to end
 _CHECK_INTERVAL_S = 10.0
 _RUN_SMOOTHING = 0.1  # weight of the newest request in the estimate of how long one runs
@@ -66,6 +71,10 @@ class EngineStats:
     generation_tokens_total: int  # tokens sampled since the start
     cache_queried_tokens_total: int  # prompt tokens of admitted requests that the prefix cache was asked for
     cache_hit_tokens_total: int  # of these, tokens whose keys and values were there
+    preemptions_total: int  # requests that gave borrowed pages back and waited again
+    drafts_total: int  # rows of answers that had guesses behind them
+    drafted_tokens_total: int  # guessed tokens that were checked
+    accepted_tokens_total: int  # of these, tokens that the model confirmed
     steps_total: int
     prompt_tokens_per_s: float  # over the last 5 seconds
     generation_tokens_per_s: float
@@ -98,6 +107,7 @@ class Engine:
         self._sampler_factory = sampler_factory
         settings = model.settings
         self._pool = PagePool(model.n_pages, settings.sessions)
+        self._pacer = StepPacer(step_budget_ms, settings.max_step_rows)
         self._scheduler = Scheduler(
             self._pool,
             page_tokens=model.page_tokens,
@@ -106,8 +116,9 @@ class Engine:
             prefix=PrefixKeys(model=model.name, kv_type=settings.kv_type, page_tokens=model.page_tokens)
             if settings.prefix_cache
             else None,
+            costs=self._pacer.costs if settings.speculate else None,
         )
-        self._pacer = StepPacer(step_budget_ms, settings.max_step_rows)
+        self._events: list[Event] = []  # not handed over yet
         self._undelivered: list[Event] = []  # events of a call of the sink that has not returned
         self._checked_s = 0.0
         self._thread = threading.Thread(target=self._run, name="quantd-engine", daemon=True)
@@ -120,7 +131,6 @@ class Engine:
         self._drain_until_s: float | None = None  # set once stop was called
         self._stopped = False  # the thread has ended or never will have begun
         self._idle = True
-        self._pages = self._pool.statistics()
         self._failed: str | None = None
         self._rates = LiveRates()
         self._prompt_tokens = 0
@@ -170,17 +180,22 @@ class Engine:
         with self._wake:
             now_s = time.monotonic()
             prompt_per_s, generation_per_s = self._rates.rates(now_s)
+            counts, pages = self._scheduler.counts, self._pool.statistics()
             return EngineStats(
                 running=self._scheduler.num_running,
                 waiting=self._scheduler.num_waiting + len(self._inbox),
-                pages_total=self._pages.pages_total,
-                pages_used=self._pages.pages_used,
-                pages_reserved=self._pages.pages_reserved,
-                pages_cached=self._pages.pages_cached,
+                pages_total=pages.pages_total,
+                pages_used=pages.pages_used,
+                pages_reserved=pages.pages_reserved,
+                pages_cached=pages.pages_cached,
                 prompt_tokens_total=self._prompt_tokens,
                 generation_tokens_total=self._generation_tokens,
-                cache_queried_tokens_total=self._scheduler.cache.queried_tokens,
-                cache_hit_tokens_total=self._scheduler.cache.hit_tokens,
+                cache_queried_tokens_total=counts.cache_queried_tokens,
+                cache_hit_tokens_total=counts.cache_hit_tokens,
+                preemptions_total=counts.preemptions,
+                drafts_total=counts.drafts,
+                drafted_tokens_total=counts.drafted_tokens,
+                accepted_tokens_total=counts.accepted_tokens,
                 steps_total=self._steps,
                 prompt_tokens_per_s=prompt_per_s,
                 generation_tokens_per_s=generation_per_s,
@@ -247,76 +262,76 @@ class Engine:
 
     def _pass(self) -> bool:
         """One turn of the loop: False when the engine is to end."""
-        self._check_when_idle()
-        events, drain_until_s = self._take_inbox()
-        now_s = time.monotonic()
-        events += self._scheduler.expire(now_s)
+        scheduler = self._scheduler
+        if not scheduler.has_work:
+            self._emit()  # before it sleeps
+            self._check_when_idle()
+        now_s, drain_until_s = self._take_inbox()
+        self._events += scheduler.expire(now_s)
         if drain_until_s is not None:
-            events += self._scheduler.fail_waiting(ERROR_ENGINE_STOPPED, now_s)
-        self._emit(events)
-        if drain_until_s is not None and (now_s >= drain_until_s or not self._scheduler.has_work):
-            return False
-        plan = self._scheduler.schedule(self._pacer.row_budget(self._scheduler.num_ready), now_s)
+            self._events += scheduler.fail_waiting(ERROR_ENGINE_STOPPED, now_s)
+            if now_s >= drain_until_s or not scheduler.has_work:
+                self._emit()
+                return False
+        plan = scheduler.schedule(self._pacer.row_budget(scheduler.num_ready), now_s)
+        self._emit()
         if plan is not None:
             self._step(plan)
         return True
 
-    def _take_inbox(self) -> tuple[list[Event], float | None]:
+    def _take_inbox(self) -> tuple[float, float | None]:
         """Sleep until there is something to do, then move submissions and cancellations into the scheduler.
 
-        Returns the events of the cancellations, and until when the engine drains (None: it does not).
+        Returns the time, and until when the engine drains (None: it does not).
         """
-        events: list[Event] = []
         with self._wake:
-            self._idle = True
-            while not (
-                self._inbox or self._cancelled or self._scheduler.has_work or self._drain_until_s is not None
-            ):
-                self._wake.wait()
-            self._idle = False
+            if not self._scheduler.has_work:
+                self._idle = True
+                while not (self._inbox or self._cancelled or self._drain_until_s is not None):
+                    self._wake.wait()
+                self._idle = False
             now_s = self._heartbeat_s = time.monotonic()
             while self._inbox:
                 self._scheduler.add(self._inbox.popleft())
             for request_id in self._cancelled:
                 event = self._scheduler.cancel(request_id, now_s)
                 if event is not None:
-                    events.append(event)
+                    self._events.append(event)
             self._cancelled.clear()
-            return events, self._drain_until_s
+            return now_s, self._drain_until_s
 
     def _step(self, plan: StepPlan) -> None:
         """Run a planned step and report it."""
         prompt_rows, decode_rows = self._scheduler.step_rows
-        with self._wake:
-            self._pages = self._pool.statistics()
         begin_s = time.monotonic()
+        generated = self._scheduler.counts.generated_tokens
         result = self._model.step(plan)
         end_s = time.monotonic()
         step_s = end_s - begin_s
-        events = self._scheduler.apply(result, end_s)
+        self._events += self._scheduler.apply(result, end_s)
         self._pacer.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
-        sampled = plan.n_out - sum(
-            isinstance(event, FinishEvent) and event.error is not None for event in events
-        )
+        sampled = self._scheduler.counts.generated_tokens - generated
         with self._wake:
             self._steps += 1
             self._prompt_tokens += prompt_rows
             self._generation_tokens += sampled
             self._rates.count(end_s, step_s, prompt_rows, sampled)
             self._last_step_ms, self._last_step_rows = 1e3 * step_s, plan.n_rows
-        self._emit(events)
 
-    def _emit(self, events: list[Event]) -> None:
-        """Publish what changed, then hand the events over."""
-        with self._wake:
-            self._pages = self._pool.statistics()
-            for event in events:
-                if isinstance(event, FinishEvent):
+    def _emit(self) -> None:
+        """Hand the events over; the ids of requests that ended are free before."""
+        events = self._events
+        if not events:
+            return
+        self._events = []
+        self._undelivered = events
+        ends = [event for event in events if isinstance(event, FinishEvent)]
+        if ends:
+            with self._wake:
+                for event in ends:
                     self._forget(event)
-        if events:
-            self._undelivered = events
-            self._sink(events)
-            self._undelivered = []
+        self._sink(events)
+        self._undelivered = []
 
     def _forget(self, event: FinishEvent) -> None:
         """A request has ended: its id is free, and how long it ran tells later ones when to come back."""
@@ -329,7 +344,7 @@ class Engine:
     def _check_when_idle(self) -> None:
         """Now and then, where nobody waits for it: no page may be lost."""
         now_s = time.monotonic()
-        if not self._scheduler.has_work and now_s - self._checked_s >= _CHECK_INTERVAL_S:
+        if now_s - self._checked_s >= _CHECK_INTERVAL_S:
             self._checked_s = now_s
             self._pool.check_integrity()
 
@@ -345,6 +360,8 @@ class Engine:
             if cause is not None:
                 self._failed = f"{type(cause).__name__}: {cause}"
             events: list[Event] = [event for event in self._undelivered if isinstance(event, FinishEvent)]
+            events += self._events
+            self._events = []
             try:
                 events += self._scheduler.fail_all(error_word, now_s)
             except Exception:  # noqa: BLE001  the requests below are told all the same
@@ -356,7 +373,6 @@ class Engine:
             self._live.clear()
             self._inbox.clear()
             self._cancelled.clear()
-            self._pages = self._pool.statistics()
         if events:
             try:
                 self._sink(events)

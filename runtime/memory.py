@@ -23,6 +23,7 @@ from runtime.machine_memory import (
     available_memory_bytes,
     own_anonymous_bytes,
 )
+from runtime.speculation import table_bytes as copier_bytes
 
 __all__ = [
     "KV_TYPES",
@@ -97,6 +98,7 @@ class RuntimeSettings:
     kv_budget_bytes: int | None = None  # KV arena; None: 1 GiB, or less where less is needed or left
     kv_type: str = "f16"  # cached keys and values: "f16" or "q8_0"
     prefix_cache: bool = True  # compute a prefix once for all requests that begin with it
+    speculate: bool = True  # guess tokens of answers that repeat their text, where that pays
     threads: int | None = None  # None: usable cores (affinity and cgroup quota)
     page_tokens: int = 32  # tokens of one KV page
     max_step_rows: int = 256  # token positions that one step computes at most
@@ -157,6 +159,10 @@ def plan_memory(
     """
     _check(config, settings)
     process_bytes = PROCESS_BYTES + _tokenizer_bytes(file, config)
+    if settings.speculate:
+        process_bytes += settings.sessions * copier_bytes(
+            settings.context_tokens or min(config.context_length, _DEFAULT_CONTEXT_TOKENS)
+        )
     others_bytes = sum(other.model_bytes for other in others)
     if available is None:
         held_bytes = sum(model.anonymous_bytes for model in (*others, *leaving))

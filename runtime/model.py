@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,17 +133,13 @@ def load_model(
     bind_weights(graph, file)
     plan = plan_memory(file, config, settings, others=others)
     plan.ensure_fits()
-    tokenizer = build_tokenizer(file)
     try:
+        # Both take a good part of a start: the arena is touched without the GIL, and the tokenizer needs it.
+        with ThreadPoolExecutor(1, thread_name_prefix="quantd-arena") as beside:
+            arena_to_be = beside.submit(_make_arena, config, plan)
+            tokenizer = build_tokenizer(file)
+            arena = arena_to_be.result()
         pool = ThreadPool(settings.threads or usable_cores())
-        arena = Arena(
-            n_layers=config.n_layers,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            page_tokens=plan.page_tokens,
-            n_pages=plan.n_pages,
-            kv_type=plan.kv_type,
-        )
         program = build_program(
             graph,
             config,
@@ -158,6 +155,18 @@ def load_model(
         ) from None
     return LoadedModel(
         file=file, config=config, tokenizer=tokenizer, plan=plan, settings=settings, program=program
+    )
+
+
+def _make_arena(config: ModelConfig, plan: MemoryPlan) -> Arena:
+    """The KV arena of the plan, with all its memory."""
+    return Arena(
+        n_layers=config.n_layers,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        page_tokens=plan.page_tokens,
+        n_pages=plan.n_pages,
+        kv_type=plan.kv_type,
     )
 
 

@@ -1,30 +1,112 @@
-"""How many rows the next step may have, and how fast the last seconds were.
+"""What a step costs on this machine, how many rows the next one may have, and how fast the last seconds were.
 
-Both are plain arithmetic on numbers that the engine measures; neither reads a clock.
+All of it is plain arithmetic on numbers that the engine measures; nothing here reads a clock.
 """
 
 from __future__ import annotations
 
 import math
 
-_SMOOTHING = 0.2  # weight of the newest measurement
+_RISING, _FALLING = 0.5, 0.1  # weight of the newest measurement where it is dearer, or cheaper, than thought
 _MIN_PROMPT_ROWS = 16  # below this, reading the weights costs more than computing the rows
 _FIRST_ROWS = 64  # rows of a prompt-only step before anything was measured
 _SOLO_FACTOR = 4  # a step that delays nobody's answer may take this many budgets
+# A machine is noisy and a prompt's rows grow dearer with its depth: steps are planned to this part of their limit.
+_PLANNED_SHARE = 0.7
+# Where answers alone take long already, a prompt may make a step this much longer than they are.
+_SLOWDOWN = 3.0
+
+_MAX_ROWS = 64  # decode rows whose cost is followed one by one
+_ROW_COST = 0.3  # of a step with one row: what another row adds, before it was measured
+_LEARNING = 4  # measurements of a number of rows before it is trusted
+_SPEED_WEIGHT = 0.2
+_SHAPE_WEIGHT = 0.02
+_OUTLIER = 2.5  # one measurement may not say more than this many times what was thought
+_FORGET_STEPS = 256
+
+
+class StepCosts:
+    """Milliseconds of a step by its decode rows, followed while the machine's speed changes.
+
+    cost(n) = speed * shape(n).  The speed (`_unit_ms`, a step of one row) follows quickly, because a neighbour on the
+    machine slows everything alike; the shape changes slowly.  Numbers of rows that were not seen lately lie on the line
+    between those that were.
+    """
+
+    def __init__(self) -> None:
+        self._unit_ms: float | None = None
+        self._seen = [0] * (_MAX_ROWS + 1)  # measurements of each number of rows, since it was forgotten
+        self._last = [0] * (_MAX_ROWS + 1)  # number of the step that measured it last
+        self._shape = [1.0 + _ROW_COST * (n - 1) for n in range(_MAX_ROWS + 1)]
+        self._num_steps = 0
+        self._anchor = 1  # the smallest number of rows that was seen lately
+
+    @property
+    def measured(self) -> bool:
+        return self._unit_ms is not None
+
+    def decode_ms(self, num_rows: int) -> float:
+        """A step of `num_rows` decode rows, at least 1; in units of a one-row step before anything was measured."""
+        unit_ms = self._unit_ms or 1.0
+        if num_rows > _MAX_ROWS:
+            return unit_ms * self._shape[_MAX_ROWS] * num_rows / _MAX_ROWS
+        return unit_ms * self._shape[max(num_rows, 1)]
+
+    def measure(self, num_rows: int, step_ms: float) -> None:
+        """Take in a step that had decode rows only."""
+        n = min(num_rows, _MAX_ROWS)
+        step_ms *= n / num_rows
+        self._num_steps += 1
+        if self._unit_ms is None:
+            self._unit_ms = max(step_ms, 1e-3) / self._shape[n]
+        unit_ms = self._unit_ms
+        ratio = min(max(step_ms, 1e-3) / unit_ms, _OUTLIER * self._shape[n])
+        if self._seen[n] < _LEARNING:
+            self._shape[n] += (ratio - self._shape[n]) / (self._seen[n] + 1)
+        else:
+            if n != self._anchor:  # whose cost is the speed, by definition
+                self._shape[n] += _SHAPE_WEIGHT * (ratio - self._shape[n])
+            self._unit_ms += _SPEED_WEIGHT * (unit_ms * ratio / self._shape[n] - unit_ms)
+        self._last[n] = self._num_steps
+        self._seen[n] += 1
+        if self._seen[n] <= _LEARNING or self._num_steps % _FORGET_STEPS == 0:
+            self._interpolate()
+
+    def _interpolate(self) -> None:
+        """Forget what is old, and draw lines through the rest."""
+        known = []
+        for n in range(1, _MAX_ROWS + 1):
+            if self._seen[n] and self._last[n] < self._num_steps - _FORGET_STEPS:
+                self._seen[n] = 0
+            if self._seen[n]:
+                known.append(n)
+        before, cost = 1, 1.0
+        if known:
+            self._anchor = known[0]
+            cost = self._shape[1] if self._anchor == 1 else 1.0
+        for n in known:
+            self._line(before, n, cost, self._shape[n])
+            before, cost = n, self._shape[n]
+        slope = (cost - 1.0) / (before - 1) if before > 1 else _ROW_COST
+        self._line(before, _MAX_ROWS + 1, cost, cost + max(slope, 0.0) * (_MAX_ROWS + 1 - before))
+
+    def _line(self, begin: int, end: int, begin_cost: float, end_cost: float) -> None:
+        for n in range(begin + 1, end):
+            self._shape[n] = begin_cost + (end_cost - begin_cost) * (n - begin) / (end - begin)
 
 
 class StepPacer:
-    """Turns a time budget into a row budget.
+    """Turns a time limit into a row budget.
 
-    A step that only decodes costs mostly the reading of the weights, whatever its rows; prompt rows come on top, each
-    at about the same cost.  So two numbers are followed: `decode_ms`, a step without prompts, and `prompt_row_ms`,
-    what one prompt row adds.
+    A step that only decodes costs what StepCosts says; prompt rows come on top, each at about the same cost,
+    `prompt_row_ms`.
     """
 
     def __init__(self, step_budget_ms: float, max_step_rows: int) -> None:
+        """`step_budget_ms`: how long a step that answers wait for may take."""
         self.step_budget_ms = step_budget_ms
         self.max_step_rows = max_step_rows
-        self.decode_ms: float | None = None
+        self.costs = StepCosts()
         self.prompt_row_ms: float | None = None
 
     def row_budget(self, num_decoding: int) -> int:
@@ -34,11 +116,12 @@ class StepPacer:
         for the end of it.
         """
         if num_decoding:
-            free_ms = self.step_budget_ms - (self.decode_ms or 0.0)
+            decode_ms = self.costs.decode_ms(num_decoding) if self.costs.measured else 0.0
+            free_ms = _PLANNED_SHARE * max(self.step_budget_ms, _SLOWDOWN * decode_ms) - decode_ms
         else:
             free_ms = self.step_budget_ms * _SOLO_FACTOR
         # Before a prompt was measured: one of its rows costs at most what a step of one row does.
-        row_ms = self.prompt_row_ms or self.decode_ms
+        row_ms = self.prompt_row_ms or (self.costs.decode_ms(1) if self.costs.measured else None)
         prompt_rows = _FIRST_ROWS if row_ms is None else max(_MIN_PROMPT_ROWS, int(free_ms / row_ms))
         if self.prompt_row_ms is None:
             prompt_rows = min(prompt_rows, _MIN_PROMPT_ROWS if num_decoding else _FIRST_ROWS)
@@ -47,15 +130,16 @@ class StepPacer:
     def measured(self, *, decode_rows: int, prompt_rows: int, step_ms: float) -> None:
         """Take in a step that had these rows and took `step_ms`."""
         if not prompt_rows:
-            self.decode_ms = _follow(self.decode_ms, step_ms)
+            self.costs.measure(decode_rows, step_ms)
         elif prompt_rows >= _MIN_PROMPT_ROWS:
-            added_ms = step_ms - (self.decode_ms or 0.0) if decode_rows else step_ms
-            self.prompt_row_ms = _follow(self.prompt_row_ms, max(added_ms, 1e-3) / prompt_rows)
-
-
-def _follow(average: float | None, value: float) -> float:
-    """Exponential moving average that starts at the first value."""
-    return value if average is None else average + _SMOOTHING * (value - average)
+            decode_ms = self.costs.decode_ms(decode_rows) if decode_rows and self.costs.measured else 0.0
+            row_ms = max(step_ms - decode_ms, 1e-3) / prompt_rows
+            if self.prompt_row_ms is None:
+                self.prompt_row_ms = row_ms
+            else:
+                # Quickly to the careful side: a step that is too long is felt, one that is too short is not.
+                weight = _RISING if row_ms > self.prompt_row_ms else _FALLING
+                self.prompt_row_ms += weight * (row_ms - self.prompt_row_ms)
 
 
 class LiveRates:

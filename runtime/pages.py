@@ -11,8 +11,8 @@ after the last of them has ended, until its place is needed.
 A page is held once, however many sessions share it.  Held and promised pages together never exceed the arena, so a page
 that is needed in flight is always there: an empty one, or the cached one that was used longest ago.
 
-A session is guaranteed its share, `n_pages // sessions`: requests that stay within it are always admitted while a
-session is free, unless others borrowed beyond theirs.  A longer request may borrow idle pages.
+A session is guaranteed its share, `n_pages // sessions`.  A longer request borrows idle pages beyond it, and has to give
+its session back where somebody cannot have a share otherwise (`borrowers_give`); its pages stay cached meanwhile.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class PagePool:
         self._key_of: list[bytes | None] = [None] * n_pages  # under which each page is published
         self._page_of: dict[bytes, int] = {}  # the same the other way round: at most n_pages entries
         self._leases: set[Lease] = set()
+        self._borrowing = 0  # leases that reserved more than a share
         self._promised = 0  # pages held, shared ones once, and pages that leases may still take
 
     # Admission.
@@ -108,9 +109,29 @@ class PagePool:
         self._promised += self._added(need_pages, shared)
         lease = Lease(need_pages)
         self._leases.add(lease)
+        self._borrowing += need_pages > self.share_pages
         for page in shared:
             self._hold(lease, page)
         return lease
+
+    def borrowers_give(
+        self, need_pages: int, shared: Sequence[int], borrowers: Sequence[Lease]
+    ) -> int | None:
+        """How many of `borrowers`, from the first on, must be released before `reserve(need_pages, shared)` succeeds.
+
+        None where it would not help, or where the request is no guaranteed one.
+        """
+        if need_pages > self.share_pages or not self.has_session:
+            return None
+        missing = self._promised + self._added(need_pages, shared) - self.n_pages
+        for num_released, lease in enumerate(borrowers):
+            if missing <= 0:
+                return num_released
+            # What only this lease holds; pages that it shares with another borrower are not counted on.
+            pages = lease.pages[: lease.used].tolist()
+            own = sum(self._holders[page] == 1 and page not in shared for page in pages)
+            missing -= lease.reserved - lease.used + own
+        return len(borrowers) if missing <= 0 else None
 
     def _added(self, need_pages: int, shared: Sequence[int]) -> int:
         """What a new lease adds to held and promised pages: shared ones count only where nobody holds them yet."""
@@ -159,6 +180,7 @@ class PagePool:
         if lease not in self._leases:
             raise RuntimeError("a lease was released twice")
         self._leases.remove(lease)
+        self._borrowing -= lease.reserved > self.share_pages
         self._promised -= lease.reserved - lease.used
         for page in lease.pages[: lease.used][::-1].tolist():
             if discard:
@@ -195,6 +217,7 @@ class PagePool:
     # What is there.
 
     def statistics(self) -> PoolStatistics:
+        """Counts only: another thread may ask while this one works, and sees them at slightly different moments."""
         free = len(self._empty) + len(self._cached)
         return PoolStatistics(
             pages_total=self.n_pages,
@@ -205,7 +228,7 @@ class PagePool:
             share_pages=self.share_pages,
             sessions_total=self.sessions,
             sessions_used=len(self._leases),
-            sessions_borrowing=sum(lease.reserved > self.share_pages for lease in self._leases),
+            sessions_borrowing=self._borrowing,
         )
 
     def check_integrity(self) -> None:

@@ -5,7 +5,7 @@ Rules:
 2. A request that was accepted ends with exactly one FinishEvent, and nothing comes after it.
 
     WAITING  --admit-->    RUNNING     a session and pages for its worst case are reserved
-    RUNNING  --advance-->  RUNNING     a step computed some of its tokens
+    RUNNING  --preempt-->  WAITING     it gives borrowed pages back; what it said stays said, and is computed again
     RUNNING  --stop, length-->  DONE   the model ended it, or its token limit did
     WAITING or RUNNING  --cancelled, deadline, failed-->  DONE
 
@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from runtime.constraint import TokenConstraint
 from runtime.pages import Lease
 from runtime.sampling import SamplingParams
+from runtime.speculation import Copier
+from runtime.step_plan import items
 
 
 class FinishReason(enum.Enum):
@@ -40,7 +42,7 @@ class Move(enum.Enum):
     """What can happen to a request that does not end it."""
 
     ADMIT = "admit"
-    ADVANCE = "advance"
+    PREEMPT = "preempt"
 
 
 class State(enum.Enum):
@@ -61,7 +63,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
         FinishReason.FAILED: State.DONE,
     },
     State.RUNNING: {
-        Move.ADVANCE: State.RUNNING,
+        Move.PREEMPT: State.WAITING,
         FinishReason.STOP: State.DONE,
         FinishReason.LENGTH: State.DONE,
         FinishReason.CANCELLED: State.DONE,
@@ -102,11 +104,14 @@ class Request:
     constraint: TokenConstraint | None = None  # structured output; this request's own
     # Requests share computed prefixes only within a scope; the services set it from the caller's API key.
     cache_scope: str = ""
+    speculate: bool = True  # False: do not guess tokens for this request, whatever the engine's setting
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One generated token.  The stop token that ends an answer is counted but not reported."""
+class TokenEvent(NamedTuple):
+    """One generated token.  The stop token that ends an answer is counted but not reported.
+
+    A tuple, because there is one for each token: a frozen dataclass takes four times as long to make.
+    """
 
     request_id: str
     token_id: int
@@ -127,6 +132,8 @@ class FinishEvent:
     decode_ms: float  # from there to the end
     error: str | None  # one of the ERROR_ words when the reason is FAILED
     cached_tokens: int = 0  # prompt tokens whose keys and values were in the arena already
+    drafted_tokens: int = 0  # tokens of the answer that were guessed and checked
+    accepted_tokens: int = 0  # of these, guesses that the model confirmed
 
 
 Event = TokenEvent | FinishEvent
@@ -142,9 +149,13 @@ class Sequence:
     """
 
     __slots__ = (
+        "accepted_tokens",
         "admitted_s",
+        "arrival",
         "cached_tokens",
         "completion_tokens",
+        "copier",
+        "drafted_tokens",
         "first_token_s",
         "keys",
         "last_step",
@@ -153,13 +164,16 @@ class Sequence:
         "need_pages",
         "num_bypassed",
         "num_computed",
+        "num_drafted",
         "num_known",
+        "num_preempted",
         "num_published",
         "prompt_tokens",
         "request",
         "sampler",
         "state",
         "submitted_s",
+        "token_items",
         "tokens",
     )
 
@@ -177,13 +191,19 @@ class Sequence:
         self.tokens = np.asarray(
             request.prompt_ids, np.int32
         )  # (prompt_tokens,); (limit_tokens,) once admitted
+        self.token_items = items(self.tokens)  # the same
         self.num_known = self.prompt_tokens
         self.num_computed = 0
         self.num_published = 0
         self.keys: list[bytes] = []  # root and keys of full pages (runtime/prefix.py); empty: shares nothing
         self.cached_tokens = 0
+        self.copier: Copier | None = None  # guesses its next tokens; made with its first token
+        self.num_drafted = 0  # guesses in the scheduled step; they stand in tokens[num_known:]
+        self.drafted_tokens = self.accepted_tokens = 0
         self.completion_tokens = 0
+        self.arrival = 0  # its number in the order of arrival
         self.last_step = 0  # number of the step that it had rows in last
+        self.num_preempted = 0  # times that it gave its session back
         self.num_bypassed = 0  # later requests that were admitted before this one
         self.submitted_s = submitted_s
         self.admitted_s: float | None = None
@@ -202,23 +222,36 @@ class Sequence:
         """Enter a session: from here on it holds `lease` and room for all its tokens."""
         self.move(Move.ADMIT)
         self.lease = lease
+        if self.admitted_s is not None:
+            return  # it was here before
         self.admitted_s = now_s
         tokens = np.empty(self.limit_tokens, np.int32)
         tokens[: self.prompt_tokens] = self.tokens
-        self.tokens = tokens
+        self.tokens, self.token_items = tokens, items(tokens)
+
+    def preempt(self) -> None:
+        """Leave the session, whose lease the caller has released: all known tokens are to be computed again."""
+        self.move(Move.PREEMPT)
+        self.lease = None
+        self.num_computed = self.num_published = 0
+        self.num_preempted += 1
+        self.num_bypassed += 1
 
     def skip(self, n_tokens: int) -> None:
         """Its next tokens are in pages that it shares: they count as computed."""
         self.num_computed += n_tokens
-        self.cached_tokens += n_tokens
+        if not self.num_preempted:  # after that it finds its own pages
+            self.cached_tokens += n_tokens
 
     def append(self, token_id: int, now_s: float) -> None:
         """Add a sampled token, which the next step has to compute."""
         if self.first_token_s is None:
             self.first_token_s = now_s
-        self.tokens[self.num_known] = token_id
+        self.token_items[self.num_known] = token_id
         self.num_known += 1
         self.completion_tokens += 1
+        if self.copier is not None:
+            self.copier.follow()
 
     def finish(self, reason: FinishReason, now_s: float, error: str | None = None) -> FinishEvent:
         """End it and say so; the lease stays for the caller to release."""
@@ -235,4 +268,6 @@ class Sequence:
             decode_ms=1e3 * (now_s - first_token_s),
             error=error,
             cached_tokens=self.cached_tokens,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
         )

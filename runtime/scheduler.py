@@ -10,12 +10,17 @@ computed ones, and wants the second to catch up with the first:
    the prompt that was admitted first always gets a quarter of these rows.
 3. Waiting requests are admitted in order of arrival as soon as a session is free and the arena can promise their worst
    case.  A request that does not fit yet may be passed by smaller ones, `max_bypass` times at most; then all wait for it.
+   Where one that stays within its share does not fit, requests that borrowed beyond theirs wait again, the youngest first:
+   idle pages are lent, guarantees hold.  That happens to a request once at most, counts as being passed,
+   and it finds most of its pages again.
 
 A prompt's pages that somebody computed before are not computed again: they are found by their keys (runtime/prefix.py) at
 admission and, for prompts that come in at the same time, page by page while the first of them computes.  The last prompt
 token is always computed, because its logits are wanted.
 
-Only a sequence whose last known token is in the step needs logits, and only for that row.  Whatever ends a sequence
+Only a sequence whose last known token is in the step needs logits, and only for that row and the guesses behind it
+(runtime/speculation.py), which steps without prompts may carry.  Guessed tokens stand behind the known ones; those that
+the model confirms become known and computed at once, and the rows of the others are computed again.  Whatever ends a sequence
 releases its pages at once, so before the next step.
 """
 
@@ -28,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from runtime.constraint import ConstraintError
+from runtime.pacing import StepCosts
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
 from runtime.request import (
@@ -37,23 +43,33 @@ from runtime.request import (
     Event,
     FinishEvent,
     FinishReason,
-    Move,
     Request,
     Sequence,
+    State,
     TokenEvent,
 )
-from runtime.step_plan import StepPlan, StepResult
+from runtime.speculation import MAX_DRAFT, Copier, choose_drafts
+from runtime.step_plan import StepPlan, StepResult, items
 
 _NO_TOP: tuple[tuple[int, float], ...] = ()
 _OLDEST_SHARE = 4  # the prompt that was admitted first gets this part of the rows for prompts
 
 
-@dataclass(slots=True)
-class CacheCounts:
-    """What the prefix cache was asked for and what it had, in prompt tokens since the start."""
+_MAX_PREEMPTIONS = 1  # of one request
+_MAX_DRAFT_ROWS = 16  # of a step that carries guesses: more are multiplied as those of prompts are
 
-    queried_tokens: int = 0  # of admitted requests
-    hit_tokens: int = 0  # of these, tokens that were not computed
+
+@dataclass(slots=True)
+class Counts:
+    """What was done since the start."""
+
+    generated_tokens: int = 0  # sampled, or forced by a constraint
+    cache_queried_tokens: int = 0  # prompt tokens of admitted requests
+    cache_hit_tokens: int = 0  # of these, tokens that were not computed
+    preemptions: int = 0  # requests that gave borrowed pages back
+    drafts: int = 0  # rows of answers that had guesses behind them
+    drafted_tokens: int = 0  # guesses that were checked
+    accepted_tokens: int = 0  # of these, guesses that the model confirmed
 
 
 class Scheduler:
@@ -68,10 +84,12 @@ class Scheduler:
         max_step_rows: int,
         max_bypass: int = 8,
         prefix: PrefixKeys | None = None,
+        costs: StepCosts | None = None,
     ) -> None:
         """`context_tokens` limits one sequence; `max_step_rows` limits one step; buffers for both are taken here.
 
         `prefix` makes the keys under which pages are shared; None: every request computes all of its tokens.
+        `costs` says what a step of some rows takes, by which guesses are chosen; None: nothing is guessed.
         """
         if page_tokens < 1 or context_tokens < 1 or max_step_rows < 1 or max_bypass < 0:
             raise ValueError(
@@ -83,9 +101,11 @@ class Scheduler:
         self.context_tokens = context_tokens
         self.max_step_rows = max_step_rows
         self.max_bypass = max_bypass
-        self.cache = CacheCounts()
+        self.counts = Counts()
         self._prefix = prefix
+        self._costs = costs
         self._num_steps = 0
+        self._num_arrived = 0
         self._may_admit = False  # something changed since nobody could be admitted
         self._waiting: dict[str, Sequence] = {}  # request id -> sequence, in order of arrival
         self._running: list[Sequence] = []  # in order of admission
@@ -112,16 +132,17 @@ class Scheduler:
     @property
     def num_ready(self) -> int:
         """Running sequences that want one token only."""
-        return sum(sequence.num_wanted == 1 for sequence in self._running)
+        return len([1 for sequence in self._running if sequence.num_known - sequence.num_computed == 1])
 
     @property
     def step_rows(self) -> tuple[int, int]:
         """(prompt rows, rows of answers) of the scheduled step."""
-        prompt = sum(
-            min(n_rows, max(0, sequence.prompt_tokens - sequence.num_computed))
-            for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True)
-        )
-        return prompt, sum(self._in_step_rows) - prompt
+        prompt = total = 0
+        for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True):
+            total += n_rows
+            if sequence.num_computed < sequence.prompt_tokens:
+                prompt += min(n_rows, sequence.prompt_tokens - sequence.num_computed)
+        return prompt, total - prompt
 
     # For the engine: what changes.
 
@@ -150,6 +171,8 @@ class Scheduler:
             raise ValueError(f"request id {id_!r} is in use")
         if sequence.need_pages > self.pool.n_pages:
             raise ValueError(f"request {id_!r} can never fit")
+        self._num_arrived += 1
+        sequence.arrival = self._num_arrived
         self._waiting[id_] = self._by_id[id_] = sequence
         self._may_admit = True
 
@@ -168,8 +191,9 @@ class Scheduler:
         return [self._finish(sequence, FinishReason.DEADLINE, now_s) for sequence in due]
 
     def fail_waiting(self, error: str, now_s: float) -> list[Event]:
-        """End every request that has no session yet."""
-        return self._fail(list(self._waiting.values()), error, now_s)
+        """End every request that had no session yet."""
+        new = [sequence for sequence in self._waiting.values() if sequence.admitted_s is None]
+        return self._fail(new, error, now_s)
 
     def fail_all(self, error: str, now_s: float) -> list[Event]:
         """End every request, also those of a scheduled step that will never be applied."""
@@ -192,22 +216,49 @@ class Scheduler:
     def apply(self, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the planned step found: tokens, and the ends that they bring."""
         for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True):
-            sequence.move(Move.ADVANCE)
-            sequence.num_computed += n_rows
-            self._publish(sequence)
+            if sequence.state is not State.RUNNING:
+                raise RuntimeError(f"a {sequence.state.value} request was in a step")
+            sequence.num_computed += n_rows - sequence.num_drafted
         sampled = self._in_step_out
+        token_ids, finite = result.token_ids.tolist(), result.finite.tolist()
+        taken: list[tuple[Sequence, range]] = []  # with the entries of `result` that count
+        index = 0
+        for sequence in sampled:
+            num_drafted = sequence.num_drafted
+            num_accepted = self._accept(sequence, token_ids, finite, index) if num_drafted else 0
+            taken.append((sequence, range(index, index + num_accepted + 1)))
+            index += num_drafted + 1
+        for sequence in self._in_step:
+            self._publish(sequence)
         self._forget_step()
         events: list[Event] = []
-        token_ids, finite = result.token_ids.tolist(), result.finite.tolist()
-        for index, sequence in enumerate(sampled):
-            token_id = token_ids[index]
-            if not finite[index]:
-                events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NON_FINITE_LOGITS))
-            elif token_id < 0:
-                events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NO_TOKEN))
-            else:
-                events.extend(self._append(sequence, token_id, result, index, now_s))
+        for sequence, indices in taken:
+            for index in indices:
+                token_id = token_ids[index]
+                if not finite[index]:
+                    events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NON_FINITE_LOGITS))
+                elif token_id < 0:
+                    events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NO_TOKEN))
+                else:
+                    events.extend(self._append(sequence, token_id, result, index, now_s))
         return events
+
+    def _accept(self, sequence: Sequence, token_ids: list[int], finite: list[int], index: int) -> int:
+        """Guesses of a sequence that the step confirmed, from entry `index` of its results on: computed tokens now."""
+        drafted = sequence.tokens[sequence.num_known : sequence.num_known + sequence.num_drafted].tolist()
+        num_accepted = 0
+        for drafted_id in drafted:
+            at = index + num_accepted
+            if not finite[at] or token_ids[at] != drafted_id:
+                break
+            num_accepted += 1
+        sequence.num_computed += num_accepted
+        sequence.drafted_tokens += len(drafted)
+        sequence.accepted_tokens += num_accepted
+        self.counts.drafts += 1
+        self.counts.drafted_tokens += len(drafted)
+        self.counts.accepted_tokens += num_accepted
+        return num_accepted
 
     # Inside.
 
@@ -217,7 +268,7 @@ class Scheduler:
             passed: list[Sequence] = []
             for sequence in self._waiting.values():
                 shared = self.pool.match(self._shareable(sequence))
-                if self.pool.fits(sequence.need_pages, shared):
+                if self.pool.fits(sequence.need_pages, shared) or self._reclaim(sequence.need_pages, shared):
                     break
                 if sequence.num_bypassed >= self.max_bypass:
                     self._may_admit = False
@@ -232,7 +283,8 @@ class Scheduler:
             sequence.admit(self.pool.reserve(sequence.need_pages, shared), now_s)
             sequence.num_published = len(shared)
             self._skip(sequence, len(shared))
-            self.cache.queried_tokens += sequence.prompt_tokens
+            if not sequence.num_preempted:
+                self.counts.cache_queried_tokens += sequence.prompt_tokens
             self._running.append(sequence)
 
     def _shareable(self, sequence: Sequence) -> list[bytes]:
@@ -254,8 +306,34 @@ class Scheduler:
         self._skip(sequence, num_adopted)
 
     def _skip(self, sequence: Sequence, num_pages: int) -> None:
+        before = sequence.cached_tokens
         sequence.skip(num_pages * self.page_tokens)
-        self.cache.hit_tokens += num_pages * self.page_tokens
+        self.counts.cache_hit_tokens += sequence.cached_tokens - before
+
+    def _reclaim(self, need_pages: int, shared: list[int]) -> bool:
+        """Make room for a request within its share, where borrowers have what it takes."""
+        borrowers = [
+            sequence
+            for sequence in reversed(self._running)
+            if sequence.need_pages > self.pool.share_pages
+            and sequence.num_preempted < _MAX_PREEMPTIONS
+            and sequence.num_bypassed < self.max_bypass
+        ]
+        leases = [sequence.lease for sequence in borrowers if sequence.lease is not None]
+        num_released = self.pool.borrowers_give(need_pages, shared, leases)
+        if num_released is None:
+            return False
+        for sequence in borrowers[:num_released]:
+            assert sequence.lease is not None
+            self._running.remove(sequence)
+            self.pool.release(sequence.lease)
+            sequence.preempt()
+            self._waiting[sequence.request.id] = sequence
+            self.counts.preemptions += 1
+        if num_released:  # each to its place in the order of arrival
+            arrived = sorted(self._waiting.values(), key=lambda sequence: sequence.arrival)
+            self._waiting = {sequence.request.id: sequence for sequence in arrived}
+        return True
 
     def _publish(self, sequence: Sequence) -> None:
         """Offer the pages that the last step completed, also those of an answer: the next question brings it along."""
@@ -282,7 +360,10 @@ class Scheduler:
         if num_ready < len(ready):
             ready.sort(key=lambda sequence: sequence.last_step)
         rows = dict.fromkeys(ready[:num_ready], 1)
-        self._share_among_prompts(rows, behind, row_budget - num_ready)
+        if behind:
+            self._share_among_prompts(rows, behind, row_budget - num_ready)
+        elif self._costs is not None and len(rows) < _MAX_DRAFT_ROWS:
+            self._add_drafts(rows, self._costs, min(row_budget, _MAX_DRAFT_ROWS))
         self._num_steps += 1
         for sequence in rows:
             sequence.last_step = self._num_steps
@@ -290,7 +371,7 @@ class Scheduler:
 
     def _share_among_prompts(self, rows: dict[Sequence, int], behind: list[Sequence], n_rows: int) -> None:
         """Add `n_rows` rows of prompts to `rows`, by rule 2."""
-        if not behind or not n_rows:
+        if not n_rows:
             return
         oldest = behind[0]
         kept = min(oldest.num_wanted, -(-n_rows // _OLDEST_SHARE))
@@ -309,17 +390,51 @@ class Scheduler:
             if sequence is oldest:
                 kept = 0
 
+    def _add_drafts(self, rows: dict[Sequence, int], costs: StepCosts, max_rows: int) -> None:
+        """Let sequences of a step without prompts carry guesses, where that pays; `max_rows` rows in all."""
+        candidates: list[tuple[Copier | None, int]] = []
+        for sequence in rows:
+            if sequence.copier is None and sequence.completion_tokens and self._may_guess(sequence):
+                sequence.copier = Copier(sequence.tokens, sequence.num_known)
+            # A step gives one token more than it has guesses, and none beyond the limit.
+            room = min(MAX_DRAFT, sequence.limit_tokens - sequence.num_known - 1)
+            candidates.append((sequence.copier, room))
+        counts = choose_drafts(candidates, costs, max_rows)
+        for sequence, (copier, _), count in zip(list(rows), candidates, counts, strict=True):
+            if not count or copier is None:
+                continue
+            drafted = copier.draft(count)
+            stops = sequence.request.stop_token_ids
+            for index, token_id in enumerate(drafted):
+                if token_id in stops:  # nothing comes after it
+                    del drafted[index:]
+                    break
+            sequence.num_drafted = len(drafted)
+            sequence.tokens[sequence.num_known : sequence.num_known + len(drafted)] = drafted
+            rows[sequence] += len(drafted)
+
+    @staticmethod
+    def _may_guess(sequence: Sequence) -> bool:
+        """A constraint's mask depends on the token before, so its tokens cannot be checked together."""
+        return sequence.request.speculate and sequence.request.constraint is None
+
     def _plan(self, rows: dict[Sequence, int]) -> StepPlan:
         """Take the pages and flatten the step into the buffers."""
         buffers = self._buffers
-        row = page = index = 0
+        row = page = index = n_out = 0
+        samplers: list[Any] = []
         for sequence, n_rows in rows.items():
             begin, end = sequence.num_computed, sequence.num_computed + n_rows
             lease = sequence.lease
             assert lease is not None
-            self.pool.grow(lease, -(-end // self.page_tokens))
-            buffers.tokens[row : row + n_rows] = sequence.tokens[begin:end]
-            buffers.positions[row : row + n_rows] = buffers.counting[begin:end]
+            if end > lease.used * self.page_tokens:
+                self.pool.grow(lease, -(-end // self.page_tokens))
+            if n_rows == 1:  # one number costs a third of a slice
+                buffers.token_items[row] = sequence.token_items[begin]
+                buffers.position_items[row] = begin
+            else:
+                buffers.tokens[row : row + n_rows] = sequence.tokens[begin:end]
+                buffers.positions[row : row + n_rows] = buffers.counting[begin:end]
             buffers.pages[page : page + lease.used] = lease.pages[: lease.used]
             row += n_rows
             page += lease.used
@@ -327,10 +442,17 @@ class Scheduler:
             buffers.seq_starts[index] = row
             buffers.page_starts[index] = page
             if end == sequence.num_known:
-                buffers.out_rows[len(self._in_step_out)] = row - 1
+                buffers.out_rows[n_out] = row - 1
+                samplers.append(sequence.sampler)
+                n_out += 1
+                self._in_step_out.append(sequence)
+            elif end > sequence.num_known:
+                for out_row in range(row - 1 - sequence.num_drafted, row):
+                    buffers.out_rows[n_out] = out_row
+                    samplers.append(sequence.sampler)
+                    n_out += 1
                 self._in_step_out.append(sequence)
         self._in_step, self._in_step_rows = list(rows), list(rows.values())
-        n_out = len(self._in_step_out)
         return StepPlan(
             tokens=buffers.tokens[:row],
             positions=buffers.positions[:row],
@@ -338,7 +460,7 @@ class Scheduler:
             page_starts=buffers.page_starts[: index + 1],
             pages=buffers.pages[:page],
             out_rows=buffers.out_rows[:n_out],
-            samplers=[sequence.sampler for sequence in self._in_step_out],
+            samplers=samplers,
             targets=buffers.targets[:n_out],
         )
 
@@ -347,6 +469,7 @@ class Scheduler:
     ) -> Iterator[Event]:
         """Add a sampled token; report it unless it is a stop token, and end the sequence where it ends."""
         sequence.append(token_id, now_s)
+        self.counts.generated_tokens += 1
         request = sequence.request
         if token_id in request.stop_token_ids:
             yield self._finish(sequence, FinishReason.STOP, now_s)
@@ -379,6 +502,7 @@ class Scheduler:
         forced = advance.forced[: sequence.limit_tokens - sequence.num_known]
         for forced_id in forced:
             sequence.append(forced_id, now_s)
+            self.counts.generated_tokens += 1
             yield TokenEvent(request.id, forced_id, None, _NO_TOP)
         if forced and request.sampling.has_penalties:
             sequence.sampler.accept(list(forced))
@@ -410,6 +534,8 @@ class Scheduler:
         return event
 
     def _forget_step(self) -> None:
+        for sequence in self._in_step:
+            sequence.num_drafted = 0
         self._in_step, self._in_step_rows, self._in_step_out = [], [], []
 
 
@@ -420,12 +546,13 @@ class _Buffers:
         max_seqs = min(pool.sessions, max_step_rows)
         self.tokens = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
         self.positions = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
+        self.token_items, self.position_items = items(self.tokens), items(self.positions)
         self.seq_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
         self.page_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
         max_pages = min(pool.n_pages, -(-context_tokens // page_tokens))  # of one sequence
         self.pages = np.empty(max_seqs * max_pages, np.int32)  # (max_seqs * max_pages,), shared ones repeat
-        self.out_rows = np.empty(max_seqs, np.int32)  # (max_seqs,)
-        self.targets = np.full(max_seqs, -1, np.int32)  # (max_seqs,)
+        self.out_rows = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
+        self.targets = np.full(max_step_rows, -1, np.int32)  # (max_step_rows,)
         self.counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...
 
 

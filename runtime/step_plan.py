@@ -17,6 +17,12 @@ Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
+
+def items(array: Int32Array) -> memoryview[int]:
+    """The same memory, for one number at a time: several times as fast as NumPy's own items, and plain integers."""
+    return array.data.cast("B").cast("i")
+
+
 MAX_TOP_LOGPROBS = 20
 """Width of `StepResult.top_ids`: alternatives that a step can report for one token."""
 

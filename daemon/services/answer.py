@@ -127,7 +127,11 @@ class Answer:
                 cached_tokens=event.cached_tokens,
             ),
             timings=pb.Timings(
-                queue_ms=self.line_ms + event.queue_ms, prefill_ms=event.prefill_ms, decode_ms=event.decode_ms
+                queue_ms=self.line_ms + event.queue_ms,
+                prefill_ms=event.prefill_ms,
+                decode_ms=event.decode_ms,
+                drafted_tokens=event.drafted_tokens,
+                accepted_tokens=event.accepted_tokens,
             ),
             seed=self.seed,
         )

@@ -61,6 +61,7 @@ def runtime_settings(settings: Settings) -> RuntimeSettings:
         kv_budget_bytes=settings.kv_budget,
         kv_type=settings.kv_type,
         prefix_cache=settings.prefix_cache,
+        speculate=settings.speculate == "auto",
         threads=settings.threads,
     )
 

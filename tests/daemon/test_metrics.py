@@ -40,6 +40,7 @@ def test_gauges_come_from_one_snapshot_and_arena_states_add_up():
     state = Snapshot(
         model_name="demo", requests_running=2, requests_waiting=1, pages_total=10, pages_used=4, pages_reserved=7,
         pages_cached=5, cache_queried_tokens_total=90, cache_hit_tokens_total=64,
+        preemptions_total=2, drafts_total=8, drafted_tokens_total=20, accepted_tokens_total=15,
         page_bytes=100, prompt_tokens_per_s=11.0, generation_tokens_per_s=5.0,
         prompt_tokens_total=70, generation_tokens_total=30, model_mapped_bytes=50,
         model_resident_bytes=40, memory_budget_bytes=2000, memory_available_bytes=9000,
@@ -60,6 +61,9 @@ def test_gauges_come_from_one_snapshot_and_arena_states_add_up():
     assert seen["vllm:generation_tokens_total", (("engine", "0"), ("model_name", "demo"))] == 30
     assert seen["vllm:prefix_cache_queries_total", (("engine", "0"), ("model_name", "demo"))] == 90
     assert seen["vllm:prefix_cache_hits_total", (("engine", "0"), ("model_name", "demo"))] == 64
+    for name, value in (("drafts", 8), ("draft_tokens", 20), ("accepted_tokens", 15)):
+        labels = (("engine", "0"), ("model_name", "demo"))
+        assert seen[f"vllm:spec_decode_num_{name}_total", labels] == value
     assert seen["quantd_process_anonymous_bytes", ()] > 1 << 20
 
 

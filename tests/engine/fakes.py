@@ -7,6 +7,7 @@ that two sequences share changes the answer.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,7 @@ class FakeSampler:
             raise ValueError("temperature is negative")
         self.params = params
         self.accepted: list[int] = []
+        self.drawn: list[int] = []
         self.mask: np.ndarray | None = None
 
     def set_mask(self, mask: np.ndarray | None) -> None:
@@ -47,11 +49,17 @@ def next_token(history: list[int], seed: int = 0) -> int:
     return value % N_VOCAB
 
 
-def answer_alone(request: Request) -> list[int]:
+def echo_token(history: list[int], seed: int = 0) -> int:
+    """Mostly the token of seven places before, so that answers repeat themselves; now and then another one."""
+    value = next_token(history, seed)
+    return value if len(history) < 7 or value % 8 == 0 else history[-7]
+
+
+def answer_alone(request: Request, follow: Callable[[list[int], int], int] = next_token) -> list[int]:
     """What a model that computes one request at a time would emit, the stop token included."""
     history = list(request.prompt_ids)
     while len(history) < len(request.prompt_ids) + request.max_tokens:
-        history.append(next_token(history, request.sampling.seed))
+        history.append(follow(history, request.sampling.seed))
         if history[-1] in request.stop_token_ids:
             break
     return history[len(request.prompt_ids) :]
@@ -75,6 +83,7 @@ class FakeModel:
     name: str = "fake"
     poison: int = -1  # a history with this token gives non-finite logits
     error: Exception | None = None  # raised by the next step
+    follow: Callable[[list[int], int], int] = next_token
 
     def __post_init__(self) -> None:
         self.cells = np.full((self.n_pages, self.page_tokens), -1, np.int64)
@@ -110,12 +119,17 @@ class FakeModel:
                     continue
                 history = self.cells[pages].reshape(-1)[: position + 1].tolist()
                 index = outputs[row]
+                result.finite[index] = self.poison not in history
                 sampler = plan.samplers[index]
-                result.token_ids[index] = sampler.choose(next_token(history, sampler.params.seed))
+                if index and row - 1 in outputs and sampler is plan.samplers[index - 1]:
+                    # A guess: nothing is drawn behind a wrong one.
+                    if result.token_ids[index - 1] != plan.tokens[row]:
+                        continue
+                result.token_ids[index] = sampler.choose(self.follow(history, sampler.params.seed))
+                sampler.drawn.append(int(result.token_ids[index]))
                 result.logprobs[index] = -0.5
                 result.top_ids[index, :3] = [result.token_ids[index], 1, 2]
                 result.top_logprobs[index, :3] = [-0.5, -1.5, -2.5]
-                result.finite[index] = self.poison not in history
         self.steps.append(np.diff(plan.seq_starts).tolist())
         return result
 
@@ -146,7 +160,11 @@ def check_plan(plan: StepPlan, page_tokens: int) -> None:
     for seq in range(plan.n_seqs):
         for page in plan.pages[plan.page_starts[seq] : plan.page_starts[seq + 1]].tolist():
             assert writers.get(page, seq) == seq, "a page is read while another sequence writes it"
-    assert set(plan.out_rows.tolist()) <= set((plan.seq_starts[1:] - 1).tolist())
+    out_rows = plan.out_rows.tolist()
+    assert out_rows == sorted(set(out_rows))
+    # Of a sequence, its last rows: the last known token and the guesses behind it.
+    last_rows = set((plan.seq_starts[1:] - 1).tolist())
+    assert all(row in last_rows or row + 1 in out_rows for row in out_rows)
     assert plan.n_out == len(plan.samplers) == len(plan.targets)
     assert (plan.targets == -1).all()
 

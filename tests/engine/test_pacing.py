@@ -21,8 +21,15 @@ def test_prompts_get_the_time_that_answers_leave():
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=4, prompt_rows=0, step_ms=50)
     pacer.measured(decode_rows=4, prompt_rows=20, step_ms=150)  # 5 ms a prompt row
-    assert pacer.row_budget(4) == 4 + 40
+    assert pacer.row_budget(4) == 4 + 25  # 70 % of 250 ms, without the 50 ms of the answers
     assert pacer.row_budget(0) == 200  # four budgets, where nobody's answer waits
+
+
+def test_where_answers_alone_are_slow_a_prompt_may_slow_them_down_further():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=2, prompt_rows=0, step_ms=400)
+    pacer.measured(decode_rows=2, prompt_rows=20, step_ms=600)  # 10 ms a prompt row
+    assert pacer.row_budget(2) == 2 + 44  # 70 % of three times 400 ms
 
 
 def test_prompts_always_get_some_rows_and_never_too_many():

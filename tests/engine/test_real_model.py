@@ -41,10 +41,18 @@ def requests_for(model):
     return requests
 
 
-def answers(model, requests, *, one_by_one=False, cached_tokens=None):
+class CheapRows:
+    """Costs by which guesses always pay."""
+
+    def decode_ms(self, num_rows):
+        return 1.0 + 0.01 * num_rows
+
+
+def answers(model, requests, *, one_by_one=False, cached_tokens=None, guess=False):
     """(token, log-probability, alternatives) of each request; `cached_tokens` gets how many each found computed."""
     sink = Collector()
     engine = Engine(model, sink=sink, max_waiting=100)
+    engine._scheduler._costs = CheapRows() if guess else None
     engine.start()
     try:
         for request in requests:
@@ -55,6 +63,7 @@ def answers(model, requests, *, one_by_one=False, cached_tokens=None):
     finally:
         engine.stop(0)
     assert all(end.error is None for end in ends)
+    assert (engine.stats().accepted_tokens_total > 10) == guess
     if cached_tokens is not None:
         cached_tokens.update({end.request_id: end.cached_tokens for end in ends})
     return {
@@ -100,6 +109,24 @@ def test_a_warm_prefix_cache_changes_no_bit(demo_model, kv_type):
         cold.close()
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_guesses_change_no_bit(demo_model, kv_type):
+    model = load_model(demo_model, replace(SETTINGS, kv_type=kv_type))
+    try:
+        requests = requests_for(model)
+        # And some that repeat themselves, greedy and sampled: a list that goes on, with every kind of sampling.
+        text = "red green blue red green blue red green blue red green"
+        requests += [
+            replace(one, id=f"{one.id} list", prompt_ids=model.tokenizer.encode(text)[:100], max_tokens=60)
+            for one in requests[:4]
+        ]
+        alone = answers(model, requests, one_by_one=True)
+        assert answers(model, requests, one_by_one=True, guess=True) == alone
+        assert answers(model, requests, guess=True) == alone
+    finally:
+        model.close()
+
+
 def test_the_cut_of_a_prompt_into_steps_changes_nothing(model, demo_model):
     requests = requests_for(model)[:5]
     small = load_model(demo_model, replace(SETTINGS, max_step_rows=7, threads=1))
@@ -114,7 +141,7 @@ def test_a_running_answer_goes_on_while_a_long_prompt_is_computed(model):
     engine = Engine(model, sink=sink, step_budget_ms=1)
     engine.start()
     try:
-        engine.submit(Request("answer", [1, 2, 3], 120))
+        engine.submit(Request("answer", [1, 2, 3], 120, speculate=False))
         sink.wait_tokens("answer", 3)
         engine.submit(Request("prompt", [5] * 150, 4))
         sink.wait("answer", "prompt", timeout_s=60)

@@ -12,7 +12,7 @@ from runtime.request import Event, FinishEvent, FinishReason, Request, State, To
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Scheduler
 from runtime.step_plan import MAX_TOP_LOGPROBS, StepResult
-from tests.engine.fakes import Collector, FakeModel, FakeSampler, answer_alone
+from tests.engine.fakes import Collector, FakeModel, FakeSampler, answer_alone, echo_token, next_token
 
 
 class Bench:
@@ -28,8 +28,10 @@ class Bench:
         max_step_rows=64,
         max_bypass=8,
         cache=False,
+        costs=None,
+        follow=next_token,
     ):
-        self.model = FakeModel(n_pages, page_tokens, context_tokens)
+        self.model = FakeModel(n_pages, page_tokens, context_tokens, follow=follow)
         self.scheduler = Scheduler(
             PagePool(n_pages, sessions),
             page_tokens=page_tokens,
@@ -37,12 +39,15 @@ class Bench:
             max_step_rows=max_step_rows,
             max_bypass=max_bypass,
             prefix=PrefixKeys(model="fake", kv_type="f16", page_tokens=page_tokens) if cache else None,
+            costs=costs,
         )
+        self.samplers: dict[str, FakeSampler] = {}
         self.sink = Collector()
         self.now_s = 100.0
 
     def add(self, request: Request) -> None:
-        self.scheduler.add(self.scheduler.prepare(request, FakeSampler(request.sampling), self.now_s))
+        sampler = self.samplers[request.id] = FakeSampler(request.sampling)
+        self.scheduler.add(self.scheduler.prepare(request, sampler, self.now_s))
 
     def step(self, row_budget: int = 64) -> list[Event]:
         plan = self.scheduler.schedule(row_budget, self.now_s)
@@ -285,7 +290,7 @@ def test_a_second_request_computes_only_what_is_new():
     assert bench.model.steps == [[14], [1], [1], [3], [1], [1]]
     assert bench.sink.finished["a"].cached_tokens == 0
     assert bench.sink.finished["b"].cached_tokens == 12
-    assert (bench.scheduler.cache.queried_tokens, bench.scheduler.cache.hit_tokens) == (29, 12)
+    assert (bench.scheduler.counts.cache_queried_tokens, bench.scheduler.counts.cache_hit_tokens) == (29, 12)
     for id_, tail in (("a", [50, 51]), ("b", [60, 61, 62])):
         assert bench.sink.ids(id_) == answer_alone(Request(id_, prompt_of(HEAD, tail), 3))
 
@@ -379,6 +384,165 @@ def test_sharing_admits_more_than_would_fit_alone():
     assert bench.sink.finished["b"].cached_tokens == 28
 
 
+# Borrowed pages.
+
+
+def test_a_small_request_does_not_wait_for_one_that_borrowed_its_share():
+    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
+    big, small = request("big", prompt=40, max_tokens=20), request("small", prompt=6, max_tokens=4)
+    bench.add(big)
+    for _ in range(6):
+        bench.step()
+    said = bench.sink.ids("big")
+    bench.add(small)
+    bench.step()
+    assert bench.sink.ids("small")  # in the very next step
+    bench.run()
+    assert bench.sink.ids("small") == answer_alone(small)
+    assert bench.sink.ids("big") == answer_alone(big)
+    assert bench.sink.ids("big")[: len(said)] == said
+    assert bench.scheduler.counts.preemptions == 1
+    end = bench.sink.finished["big"]
+    assert (end.completion_tokens, end.cached_tokens) == (20, 0)
+    # Of its 45 computed tokens, it lost the page that was not full and the one that the small request took.
+    assert sum(map(sum, bench.model.steps)) <= 40 + 19 + 6 + 3 + 2 * 4
+
+
+def test_a_request_gives_its_pages_back_once_at_most():
+    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
+    bench.add(request("big", prompt=40, max_tokens=20))
+    bench.step()
+    bench.add(request("s1", prompt=6, max_tokens=2))
+    for _ in range(4):
+        bench.step()
+    assert bench.scheduler.counts.preemptions == 1
+    bench.add(request("s2", prompt=6, max_tokens=2))
+    bench.run()
+    assert bench.scheduler.counts.preemptions == 1
+    assert list(bench.sink.finished) == ["s1", "big", "s2"]
+
+
+def test_only_a_guaranteed_request_takes_pages_back():
+    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
+    bench.add(request("big", prompt=40, max_tokens=20))
+    bench.step()
+    bench.add(request("large", prompt=16, max_tokens=4))  # 5 pages, and its share is 4
+    bench.run()
+    assert bench.scheduler.counts.preemptions == 0
+    assert list(bench.sink.finished) == ["big", "large"]
+
+
+def test_draining_lets_a_preempted_request_finish():
+    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
+    bench.add(request("big", prompt=40, max_tokens=20))
+    bench.step()
+    bench.add(request("small", prompt=6, max_tokens=4))
+    bench.step()
+    bench.add(request("new"))
+    assert bench.scheduler.num_waiting == 2
+    assert [event.request_id for event in bench.scheduler.fail_waiting("engine_stopped", 0.0)] == ["new"]
+    bench.run()
+    assert bench.sink.ids("big") == answer_alone(request("big", prompt=40, max_tokens=20))
+
+
+# Guessed tokens.
+
+
+class CheapRows:
+    """Costs by which guesses always pay."""
+
+    def decode_ms(self, num_rows):
+        return 1.0 + 0.01 * num_rows
+
+
+def guessing_bench(**more):
+    return Bench(**{"n_pages": 64, "context_tokens": 200, "costs": CheapRows(), "follow": echo_token, **more})
+
+
+def test_guesses_save_steps_and_change_nothing():
+    one = request("a", prompt=10, max_tokens=120)
+    bench = guessing_bench()
+    bench.add(one)
+    bench.run()
+    assert bench.sink.ids("a") == answer_alone(one, echo_token)
+    assert len(bench.model.steps) < 80
+    counts, end = bench.scheduler.counts, bench.sink.finished["a"]
+    assert counts.drafted_tokens == end.drafted_tokens > end.accepted_tokens == counts.accepted_tokens > 40
+    # Each row gives a token but those of the prompt before the last and those behind a wrong guess.
+    assert len(bench.model.steps) + end.accepted_tokens == 120
+    # The sampler has drawn what was reported, and nothing else.
+    assert bench.samplers["a"].drawn == bench.sink.ids("a")
+
+
+def test_guesses_never_pass_the_limit_or_a_stop_token():
+    for max_tokens in range(1, 30):
+        one = request("a", prompt=10, max_tokens=max_tokens)
+        bench = guessing_bench(context_tokens=10 + max_tokens)
+        bench.add(one)
+        bench.run()
+        assert bench.sink.ids("a") == answer_alone(one, echo_token)
+    stop = answer_alone(request("a", prompt=10, max_tokens=60), echo_token)[-1]
+    one = request("a", prompt=10, max_tokens=100, stop_token_ids=frozenset({stop}))
+    bench = guessing_bench()
+    bench.add(one)
+    bench.run()
+    assert [*bench.sink.ids("a"), stop] == answer_alone(one, echo_token)
+    assert bench.samplers["a"].drawn == answer_alone(one, echo_token)
+    assert bench.sink.finished["a"].reason is FinishReason.STOP
+
+
+def test_a_step_with_prompts_carries_no_guesses():
+    bench = guessing_bench()
+    bench.add(request("a", prompt=10, max_tokens=100))
+    while bench.scheduler.counts.drafts < 3:
+        bench.step()
+    bench.add(request("b", prompt=40, max_tokens=1))
+    while "b" not in bench.sink.finished:
+        bench.step(row_budget=9)
+        assert bench.model.steps[-1][0] == 1
+
+
+def test_a_request_may_refuse_guesses():
+    bench = guessing_bench()
+    bench.add(request("a", prompt=10, max_tokens=60, speculate=False))
+    bench.run()
+    assert bench.scheduler.counts.drafts == 0
+    assert len(bench.model.steps) == 60
+
+
+def test_dear_rows_are_not_spent_on_guesses():
+    class DearRows:
+        def decode_ms(self, num_rows):
+            return float(num_rows)
+
+    bench = guessing_bench(costs=DearRows())
+    bench.add(request("a", prompt=10, max_tokens=60))
+    bench.run()
+    assert bench.scheduler.counts.drafts == 0
+
+
+def test_log_probabilities_belong_to_their_tokens():
+    one = request("a", prompt=10, max_tokens=60, sampling=SamplingParams(top_logprobs=2))
+    bench = guessing_bench()
+    bench.add(one)
+    bench.run()
+    assert bench.scheduler.counts.accepted_tokens > 10
+    assert all(event.top[0][0] == event.token_id for event in bench.sink.tokens["a"])
+    assert bench.sink.ids("a") == answer_alone(one, echo_token)
+
+
+def test_only_confirmed_tokens_are_published():
+    bench = guessing_bench(cache=True)
+    one = request("a", prompt=10, max_tokens=80)
+    bench.add(one)
+    bench.run()
+    turn = Request("b", [*one.prompt_ids, *bench.sink.ids("a"), 5], 20)
+    bench.add(turn)
+    bench.run()
+    assert bench.sink.finished["b"].cached_tokens == 88
+    assert bench.sink.ids("b") == answer_alone(turn, echo_token)
+
+
 # Half of them begin alike.
 PROMPTS = st.lists(st.integers(0, 96), min_size=1, max_size=25) | st.builds(
     lambda length, tail: [*range(length), *tail], st.integers(1, 20), st.lists(st.integers(0, 96), max_size=5)
@@ -399,7 +563,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.bench = Bench(
-            n_pages=11, sessions=3, context_tokens=40, max_step_rows=24, max_bypass=2, cache=True
+            n_pages=11,
+            sessions=3,
+            context_tokens=40,
+            max_step_rows=24,
+            max_bypass=2,
+            cache=True,
+            costs=CheapRows(),
+            follow=echo_token,
         )
         self.scheduler = self.bench.scheduler
         self.requests: dict[str, Request] = {}
@@ -437,10 +608,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _step(self, row_budget):
         waiting = set(self.scheduler._waiting)
+        had_session = {sequence.request.id for sequence in self.scheduler._running}
         in_step = self._run_step(row_budget)
         admitted = sorted(waiting - set(self.scheduler._waiting))
         for id_ in self.scheduler._waiting:
-            self.passed[id_] += sum(other > id_ for other in admitted)
+            # One that gave its session back in this step was passed by whom it gave it to; the others came before.
+            self.passed[id_] += 1 if id_ in had_session else sum(other > id_ for other in admitted)
             assert self.passed[id_] <= 2
         running = {sequence.request.id for sequence in self.scheduler._running}
         self.idle_steps = {id_: 0 if id_ in in_step else self.idle_steps.get(id_, 0) + 1 for id_ in running}
@@ -468,7 +641,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert statistics.sessions_used == len(running) <= 3
         held = {page for sequence in running for page in sequence.lease.pages[: sequence.lease.used].tolist()}
         assert statistics.pages_used == len(held)
-        assert all(sequence.lease.used == -(-sequence.num_computed // 4) for sequence in running)
+        assert all(sequence.lease.used >= -(-sequence.num_computed // 4) for sequence in running)
         assert statistics.pages_reserved == len(held) + sum(
             sequence.need_pages - sequence.lease.used for sequence in running
         )
@@ -478,18 +651,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def answers_are_those_of_a_request_alone(self):
         for id_ in self.bench.sink.tokens:
             ids = self.bench.sink.ids(id_)
-            assert ids == answer_alone(self.requests[id_])[: len(ids)]
+            assert ids == answer_alone(self.requests[id_], echo_token)[: len(ids)]
 
     def teardown(self):
         # Bounded: each step computes at least one row of somebody.
-        for _ in range(sum(len(r.prompt_ids) + r.max_tokens for r in self.requests.values()) + 1):
+        for _ in range(2 * sum(len(r.prompt_ids) + r.max_tokens for r in self.requests.values()) + 1):
             if not self.scheduler.has_work:
                 break
             self._step(8)
         assert set(self.bench.sink.finished) == set(self.requests)
         assert self.scheduler.pool.statistics().pages_free == 11
         for id_, end in self.bench.sink.finished.items():
-            answer = answer_alone(self.requests[id_])
+            answer = answer_alone(self.requests[id_], echo_token)
             stopped = bool(answer) and answer[-1] in self.requests[id_].stop_token_ids
             if end.reason is FinishReason.STOP:
                 assert stopped
@@ -503,7 +676,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def test_what_planning_a_step_costs(capsys):
