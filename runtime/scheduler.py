@@ -5,9 +5,8 @@ with a fake model.  It knows no prefill and no decode.  Every running sequence h
 computed ones, and wants the second to catch up with the first:
 
 1. Sequences that want one token go first.  These are the answers being generated, and nobody waits for a prompt.
-2. Sequences that want more (prompts) share the rest of the row budget, the one with the fewest tokens to go first: the
-   sum of all waits for a first token is smallest that way.  So that a stream of short prompts cannot hold up a long one,
-   the prompt that was admitted first always gets a quarter of these rows.
+2. Sequences that want more (prompts) share the rest of the row budget, the one with the fewest tokens to go first, with
+   a part for the one that was admitted first (runtime/prompt_shares.py).
 3. Waiting requests are admitted in order of arrival as soon as a session is free and the arena can promise their worst
    case.  A request that does not fit yet may be passed by smaller ones, `max_bypass` times at most; then all wait for it.
    Where one that stays within its share does not fit, requests that borrowed beyond theirs wait again, the youngest first:
@@ -30,12 +29,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from runtime.constraint import ConstraintError
 from runtime.pacing import StepCosts
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
+from runtime.prompt_shares import share_among_prompts
 from runtime.request import (
     ERROR_CONSTRAINT_FAILED,
     ERROR_NO_TOKEN,
@@ -49,10 +47,10 @@ from runtime.request import (
     TokenEvent,
 )
 from runtime.speculation import MAX_DRAFT, Copier, choose_drafts
-from runtime.step_plan import StepPlan, StepResult, items
+from runtime.step_batch import StepBatch
+from runtime.step_plan import StepPlan, StepResult
 
 _NO_TOP: tuple[tuple[int, float], ...] = ()
-_OLDEST_SHARE = 4  # the prompt that was admitted first gets this part of the rows for prompts
 
 
 _MAX_PREEMPTIONS = 1  # of one request
@@ -110,10 +108,7 @@ class Scheduler:
         self._waiting: dict[str, Sequence] = {}  # request id -> sequence, in order of arrival
         self._running: list[Sequence] = []  # in order of admission
         self._by_id: dict[str, Sequence] = {}  # request id -> waiting or running sequence
-        self._in_step: list[Sequence] = []  # sequences of the scheduled step, in order of its rows
-        self._in_step_rows: list[int] = []  # rows of each of them
-        self._in_step_out: list[Sequence] = []  # those with a wanted row, in order of out_rows
-        self._buffers = _Buffers(pool, page_tokens, context_tokens, max_step_rows)
+        self._batch = StepBatch(pool, page_tokens, context_tokens, max_step_rows)
 
     # For the engine: what is there.
 
@@ -137,12 +132,7 @@ class Scheduler:
     @property
     def step_rows(self) -> tuple[int, int]:
         """(prompt rows, rows of answers) of the scheduled step."""
-        prompt = total = 0
-        for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True):
-            total += n_rows
-            if sequence.num_computed < sequence.prompt_tokens:
-                prompt += min(n_rows, sequence.prompt_tokens - sequence.num_computed)
-        return prompt, total - prompt
+        return self._batch.rows
 
     # For the engine: what changes.
 
@@ -197,7 +187,7 @@ class Scheduler:
 
     def fail_all(self, error: str, now_s: float) -> list[Event]:
         """End every request, also those of a scheduled step that will never be applied."""
-        self._forget_step()
+        self._batch.clear()
         return self._fail(list(self._by_id.values()), error, now_s)
 
     def schedule(self, row_budget: int, now_s: float) -> StepPlan | None:
@@ -205,21 +195,21 @@ class Scheduler:
 
         The plan is made of views that are valid until the next call; `apply` must come before it.
         """
-        if self._in_step:
+        if self._batch:
             raise RuntimeError("the scheduled step was not applied")
         self._admit(now_s)
         if not self._running:
             return None
         rows = self._share_rows(max(1, min(row_budget, self.max_step_rows)))
-        return self._plan(rows)
+        return self._batch.plan(rows)
 
     def apply(self, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the planned step found: tokens, and the ends that they bring."""
-        for sequence, n_rows in zip(self._in_step, self._in_step_rows, strict=True):
+        for sequence, n_rows in zip(self._batch.sequences, self._batch.num_rows, strict=True):
             if sequence.state is not State.RUNNING:
                 raise RuntimeError(f"a {sequence.state.value} request was in a step")
             sequence.num_computed += n_rows - sequence.num_drafted
-        sampled = self._in_step_out
+        sampled = self._batch.sampled
         token_ids, finite = result.token_ids.tolist(), result.finite.tolist()
         taken: list[tuple[Sequence, range]] = []  # with the entries of `result` that count
         index = 0
@@ -228,9 +218,9 @@ class Scheduler:
             num_accepted = self._accept(sequence, token_ids, finite, index) if num_drafted else 0
             taken.append((sequence, range(index, index + num_accepted + 1)))
             index += num_drafted + 1
-        for sequence in self._in_step:
+        for sequence in self._batch.sequences:
             self._publish(sequence)
-        self._forget_step()
+        self._batch.clear()
         events: list[Event] = []
         for sequence, indices in taken:
             for index in indices:
@@ -361,34 +351,13 @@ class Scheduler:
             ready.sort(key=lambda sequence: sequence.last_step)
         rows = dict.fromkeys(ready[:num_ready], 1)
         if behind:
-            self._share_among_prompts(rows, behind, row_budget - num_ready)
+            rows |= share_among_prompts(behind, row_budget - num_ready, self.page_tokens)
         elif self._costs is not None and len(rows) < _MAX_DRAFT_ROWS:
             self._add_drafts(rows, self._costs, min(row_budget, _MAX_DRAFT_ROWS))
         self._num_steps += 1
         for sequence in rows:
             sequence.last_step = self._num_steps
         return rows
-
-    def _share_among_prompts(self, rows: dict[Sequence, int], behind: list[Sequence], n_rows: int) -> None:
-        """Add `n_rows` rows of prompts to `rows`, by rule 2."""
-        if not n_rows:
-            return
-        oldest = behind[0]
-        kept = min(oldest.num_wanted, -(-n_rows // _OLDEST_SHARE))
-        computing: set[bytes] = set()  # keys of the pages that somebody computes in this step
-        for sequence in sorted(behind, key=lambda sequence: sequence.num_wanted):
-            chunk = min(sequence.num_wanted, n_rows if sequence is oldest else n_rows - kept)
-            if chunk <= 0:
-                continue
-            first = sequence.num_computed // self.page_tokens
-            keys = sequence.keys[1 + first : 2 + (sequence.num_computed + chunk - 1) // self.page_tokens]
-            if keys and keys[0] in computing:
-                continue  # it takes the page over when it is there
-            computing.update(keys)
-            rows[sequence] = chunk
-            n_rows -= chunk
-            if sequence is oldest:
-                kept = 0
 
     def _add_drafts(self, rows: dict[Sequence, int], costs: StepCosts, max_rows: int) -> None:
         """Let sequences of a step without prompts carry guesses, where that pays; `max_rows` rows in all."""
@@ -417,52 +386,6 @@ class Scheduler:
     def _may_guess(sequence: Sequence) -> bool:
         """A constraint's mask depends on the token before, so its tokens cannot be checked together."""
         return sequence.request.speculate and sequence.request.constraint is None
-
-    def _plan(self, rows: dict[Sequence, int]) -> StepPlan:
-        """Take the pages and flatten the step into the buffers."""
-        buffers = self._buffers
-        row = page = index = n_out = 0
-        samplers: list[Any] = []
-        for sequence, n_rows in rows.items():
-            begin, end = sequence.num_computed, sequence.num_computed + n_rows
-            lease = sequence.lease
-            assert lease is not None
-            if end > lease.used * self.page_tokens:
-                self.pool.grow(lease, -(-end // self.page_tokens))
-            if n_rows == 1:  # one number costs a third of a slice
-                buffers.token_items[row] = sequence.token_items[begin]
-                buffers.position_items[row] = begin
-            else:
-                buffers.tokens[row : row + n_rows] = sequence.tokens[begin:end]
-                buffers.positions[row : row + n_rows] = buffers.counting[begin:end]
-            buffers.pages[page : page + lease.used] = lease.pages[: lease.used]
-            row += n_rows
-            page += lease.used
-            index += 1
-            buffers.seq_starts[index] = row
-            buffers.page_starts[index] = page
-            if end == sequence.num_known:
-                buffers.out_rows[n_out] = row - 1
-                samplers.append(sequence.sampler)
-                n_out += 1
-                self._in_step_out.append(sequence)
-            elif end > sequence.num_known:
-                for out_row in range(row - 1 - sequence.num_drafted, row):
-                    buffers.out_rows[n_out] = out_row
-                    samplers.append(sequence.sampler)
-                    n_out += 1
-                self._in_step_out.append(sequence)
-        self._in_step, self._in_step_rows = list(rows), list(rows.values())
-        return StepPlan(
-            tokens=buffers.tokens[:row],
-            positions=buffers.positions[:row],
-            seq_starts=buffers.seq_starts[: index + 1],
-            page_starts=buffers.page_starts[: index + 1],
-            pages=buffers.pages[:page],
-            out_rows=buffers.out_rows[:n_out],
-            samplers=samplers,
-            targets=buffers.targets[:n_out],
-        )
 
     def _append(
         self, sequence: Sequence, token_id: int, result: StepResult, index: int, now_s: float
@@ -520,7 +443,7 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, now_s: float, error: str | None = None
     ) -> FinishEvent:
         """End a sequence wherever it is and give back what it held."""
-        if self._in_step:
+        if self._batch:
             raise RuntimeError("a request cannot end inside a step")
         event = sequence.finish(reason, now_s, error)
         del self._by_id[sequence.request.id]
@@ -532,28 +455,6 @@ class Scheduler:
             # Where the logits were no numbers, keys and values may be none either.
             self.pool.release(sequence.lease, discard=error == ERROR_NON_FINITE_LOGITS)
         return event
-
-    def _forget_step(self) -> None:
-        for sequence in self._in_step:
-            sequence.num_drafted = 0
-        self._in_step, self._in_step_rows, self._in_step_out = [], [], []
-
-
-class _Buffers:
-    """What plans are views of; taken once, so that planning a step allocates no arrays."""
-
-    def __init__(self, pool: PagePool, page_tokens: int, context_tokens: int, max_step_rows: int) -> None:
-        max_seqs = min(pool.sessions, max_step_rows)
-        self.tokens = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
-        self.positions = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
-        self.token_items, self.position_items = items(self.tokens), items(self.positions)
-        self.seq_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
-        self.page_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
-        max_pages = min(pool.n_pages, -(-context_tokens // page_tokens))  # of one sequence
-        self.pages = np.empty(max_seqs * max_pages, np.int32)  # (max_seqs * max_pages,), shared ones repeat
-        self.out_rows = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
-        self.targets = np.full(max_step_rows, -1, np.int32)  # (max_step_rows,)
-        self.counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...
 
 
 def _top(result: StepResult, index: int, num_top: int) -> tuple[tuple[int, float], ...]:

@@ -12,6 +12,7 @@ from runtime.memory import RuntimeSettings
 from runtime.model import load_model
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
+from tests.engine.bench import CheapRows
 from tests.engine.fakes import Collector
 
 SETTINGS = RuntimeSettings(sessions=4, context_tokens=160, threads=2, max_step_rows=64)
@@ -39,13 +40,6 @@ def requests_for(model):
         ids = model.tokenizer.encode(text)[:100]
         requests.append(Request(f"r{index}", ids, 5 + 3 * index, replace(kinds[index % 4], seed=index)))
     return requests
-
-
-class CheapRows:
-    """Costs by which guesses always pay."""
-
-    def decode_ms(self, num_rows):
-        return 1.0 + 0.01 * num_rows
 
 
 def answers(model, requests, *, one_by_one=False, cached_tokens=None, guess=False):

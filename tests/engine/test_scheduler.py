@@ -7,69 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from runtime.pages import PagePool
-from runtime.prefix import PrefixKeys
-from runtime.request import Event, FinishEvent, FinishReason, Request, State, TokenEvent
+from runtime.request import FinishEvent, FinishReason, Request, State, TokenEvent
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Scheduler
 from runtime.step_plan import MAX_TOP_LOGPROBS, StepResult
-from tests.engine.fakes import Collector, FakeModel, FakeSampler, answer_alone, echo_token, next_token
-
-
-class Bench:
-    """A scheduler over the fake model, driven by hand."""
-
-    def __init__(
-        self,
-        *,
-        n_pages=16,
-        page_tokens=4,
-        sessions=4,
-        context_tokens=32,
-        max_step_rows=64,
-        max_bypass=8,
-        cache=False,
-        costs=None,
-        follow=next_token,
-    ):
-        self.model = FakeModel(n_pages, page_tokens, context_tokens, follow=follow)
-        self.scheduler = Scheduler(
-            PagePool(n_pages, sessions),
-            page_tokens=page_tokens,
-            context_tokens=context_tokens,
-            max_step_rows=max_step_rows,
-            max_bypass=max_bypass,
-            prefix=PrefixKeys(model="fake", kv_type="f16", page_tokens=page_tokens) if cache else None,
-            costs=costs,
-        )
-        self.samplers: dict[str, FakeSampler] = {}
-        self.sink = Collector()
-        self.now_s = 100.0
-
-    def add(self, request: Request) -> None:
-        sampler = self.samplers[request.id] = FakeSampler(request.sampling)
-        self.scheduler.add(self.scheduler.prepare(request, sampler, self.now_s))
-
-    def step(self, row_budget: int = 64) -> list[Event]:
-        plan = self.scheduler.schedule(row_budget, self.now_s)
-        if plan is None:
-            return []
-        assert plan.n_rows <= row_budget
-        result = self.model.step(plan)
-        self.now_s += 0.01
-        events = self.scheduler.apply(result, self.now_s)
-        self.sink(events)
-        return events
-
-    def run(self, max_steps: int = 1000) -> None:
-        for _ in range(max_steps):
-            if not self.scheduler.has_work:
-                return
-            self.step()
-        raise AssertionError("still at work")
-
-
-def request(id_: str, prompt: int = 3, max_tokens: int = 4, **more) -> Request:
-    return Request(id_, [(len(id_) * 7 + ord(id_[-1]) + i) % 97 for i in range(prompt)], max_tokens, **more)
+from tests.engine.bench import Bench, CheapRows, request
+from tests.engine.fakes import answer_alone, echo_token
 
 
 def test_one_request_alone():
@@ -271,278 +214,6 @@ def test_misuse_is_refused():
     bench.scheduler.pool.check_integrity()
 
 
-# The prefix cache.
-
-
-def prompt_of(*parts):
-    return [token for part in parts for token in part]
-
-
-HEAD = list(range(12))  # three pages
-
-
-def test_a_second_request_computes_only_what_is_new():
-    bench = Bench(n_pages=32, context_tokens=64, cache=True)
-    bench.add(Request("a", prompt_of(HEAD, [50, 51]), 3))
-    bench.run()
-    bench.add(Request("b", prompt_of(HEAD, [60, 61, 62]), 3))
-    bench.run()
-    assert bench.model.steps == [[14], [1], [1], [3], [1], [1]]
-    assert bench.sink.finished["a"].cached_tokens == 0
-    assert bench.sink.finished["b"].cached_tokens == 12
-    assert (bench.scheduler.counts.cache_queried_tokens, bench.scheduler.counts.cache_hit_tokens) == (29, 12)
-    for id_, tail in (("a", [50, 51]), ("b", [60, 61, 62])):
-        assert bench.sink.ids(id_) == answer_alone(Request(id_, prompt_of(HEAD, tail), 3))
-
-
-def test_the_last_prompt_token_is_always_computed():
-    bench = Bench(n_pages=32, context_tokens=64, cache=True)
-    for id_ in "ab":
-        bench.add(Request(id_, HEAD, 2))
-        bench.run()
-    assert bench.model.steps == [[12], [1], [4], [1]]
-    assert bench.sink.finished["b"].cached_tokens == 8
-    assert bench.sink.ids("b") == answer_alone(Request("b", HEAD, 2))
-
-
-def test_the_next_turn_of_a_conversation_finds_the_answer_too():
-    bench = Bench(n_pages=32, context_tokens=64, cache=True)
-    bench.add(Request("a", HEAD[:6], 10))
-    bench.run()
-    turn = prompt_of(HEAD[:6], bench.sink.ids("a"), [70])
-    bench.add(Request("b", turn, 2))
-    bench.run()
-    # 15 of the 16 tokens were computed: the last one of an answer never is.
-    assert bench.sink.finished["b"].cached_tokens == 12
-    assert bench.sink.ids("b") == answer_alone(Request("b", turn, 2))
-
-
-def test_scopes_share_nothing():
-    bench = Bench(n_pages=32, context_tokens=64, cache=True)
-    for id_, scope in (("a", ""), ("b", "key 1"), ("c", "key 2"), ("d", "key 1")):
-        bench.add(Request(id_, prompt_of(HEAD, [50]), 1, cache_scope=scope))
-        bench.run()
-    assert [bench.sink.finished[id_].cached_tokens for id_ in "abcd"] == [0, 0, 0, 12]
-
-
-def test_prompts_that_come_in_together_compute_their_beginning_once():
-    bench = Bench(n_pages=64, context_tokens=64, cache=True)
-    tails = {id_: [80 + index] for index, id_ in enumerate("abcd")}
-    for id_, tail in tails.items():
-        bench.add(Request(id_, prompt_of(HEAD, tail), 2))
-    bench.run()
-    assert sum(map(sum, bench.model.steps)) == 12 + 4 + 4  # the beginning, four last tokens, four answer rows
-    assert [bench.sink.finished[id_].cached_tokens for id_ in "abcd"] == [0, 12, 12, 12]
-    for id_, tail in tails.items():
-        assert bench.sink.ids(id_) == answer_alone(Request(id_, prompt_of(HEAD, tail), 2))
-
-
-def test_a_page_that_is_still_written_is_not_shared():
-    bench = Bench(n_pages=64, context_tokens=64, cache=True)
-    bench.add(Request("a", HEAD, 20))
-    bench.step(row_budget=6)  # one page and a half
-    bench.add(Request("b", HEAD, 2))
-    bench.step(row_budget=6)
-    assert bench.sink.finished == {}
-    bench.run()  # the fake model and check_plan see every page that is read while it is written
-    assert bench.sink.ids("b") == answer_alone(Request("b", HEAD, 2))
-
-
-def test_cached_pages_do_not_keep_anybody_out():
-    bench = Bench(n_pages=8, sessions=2, context_tokens=32, cache=True)
-    for index in range(12):
-        new = Request(f"r{index}", [index * 7 + i for i in range(13)], 3)
-        bench.add(new)
-        bench.run()
-        assert bench.sink.ids(new.id) == answer_alone(new)
-    statistics = bench.scheduler.pool.statistics()
-    assert (statistics.pages_reserved, statistics.pages_free) == (0, 8)
-    assert statistics.pages_cached > 0
-
-
-def test_a_request_that_fails_leaves_no_pages_behind():
-    bench = Bench(n_pages=32, context_tokens=64, cache=True)
-    bench.model.poison = 96
-    for id_ in "ab":
-        bench.add(Request(id_, prompt_of(HEAD, [96]), 2))
-        bench.run()
-    assert bench.sink.finished["b"].cached_tokens == 0
-
-
-def test_sharing_admits_more_than_would_fit_alone():
-    bench = Bench(n_pages=12, sessions=4, context_tokens=40, cache=True)
-    long = [*range(30)]  # 9 pages with its answer; two of them would not fit in 12
-    for id_ in "ab":
-        bench.add(Request(id_, long, 6))
-    bench.step()
-    assert bench.scheduler.num_running == 1
-    bench.step()
-    assert bench.scheduler.num_running == 2
-    assert bench.scheduler.pool.statistics().pages_reserved == 11
-    bench.run()
-    assert bench.sink.ids("a") == bench.sink.ids("b") == answer_alone(Request("a", long, 6))
-    assert bench.sink.finished["b"].cached_tokens == 28
-
-
-# Borrowed pages.
-
-
-def test_a_small_request_does_not_wait_for_one_that_borrowed_its_share():
-    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
-    big, small = request("big", prompt=40, max_tokens=20), request("small", prompt=6, max_tokens=4)
-    bench.add(big)
-    for _ in range(6):
-        bench.step()
-    said = bench.sink.ids("big")
-    bench.add(small)
-    bench.step()
-    assert bench.sink.ids("small")  # in the very next step
-    bench.run()
-    assert bench.sink.ids("small") == answer_alone(small)
-    assert bench.sink.ids("big") == answer_alone(big)
-    assert bench.sink.ids("big")[: len(said)] == said
-    assert bench.scheduler.counts.preemptions == 1
-    end = bench.sink.finished["big"]
-    assert (end.completion_tokens, end.cached_tokens) == (20, 0)
-    # Of its 45 computed tokens, it lost the page that was not full and the one that the small request took.
-    assert sum(map(sum, bench.model.steps)) <= 40 + 19 + 6 + 3 + 2 * 4
-
-
-def test_a_request_gives_its_pages_back_once_at_most():
-    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
-    bench.add(request("big", prompt=40, max_tokens=20))
-    bench.step()
-    bench.add(request("s1", prompt=6, max_tokens=2))
-    for _ in range(4):
-        bench.step()
-    assert bench.scheduler.counts.preemptions == 1
-    bench.add(request("s2", prompt=6, max_tokens=2))
-    bench.run()
-    assert bench.scheduler.counts.preemptions == 1
-    assert list(bench.sink.finished) == ["s1", "big", "s2"]
-
-
-def test_only_a_guaranteed_request_takes_pages_back():
-    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
-    bench.add(request("big", prompt=40, max_tokens=20))
-    bench.step()
-    bench.add(request("large", prompt=16, max_tokens=4))  # 5 pages, and its share is 4
-    bench.run()
-    assert bench.scheduler.counts.preemptions == 0
-    assert list(bench.sink.finished) == ["big", "large"]
-
-
-def test_draining_lets_a_preempted_request_finish():
-    bench = Bench(n_pages=16, sessions=4, context_tokens=64, cache=True)
-    bench.add(request("big", prompt=40, max_tokens=20))
-    bench.step()
-    bench.add(request("small", prompt=6, max_tokens=4))
-    bench.step()
-    bench.add(request("new"))
-    assert bench.scheduler.num_waiting == 2
-    assert [event.request_id for event in bench.scheduler.fail_waiting("engine_stopped", 0.0)] == ["new"]
-    bench.run()
-    assert bench.sink.ids("big") == answer_alone(request("big", prompt=40, max_tokens=20))
-
-
-# Guessed tokens.
-
-
-class CheapRows:
-    """Costs by which guesses always pay."""
-
-    def decode_ms(self, num_rows):
-        return 1.0 + 0.01 * num_rows
-
-
-def guessing_bench(**more):
-    return Bench(**{"n_pages": 64, "context_tokens": 200, "costs": CheapRows(), "follow": echo_token, **more})
-
-
-def test_guesses_save_steps_and_change_nothing():
-    one = request("a", prompt=10, max_tokens=120)
-    bench = guessing_bench()
-    bench.add(one)
-    bench.run()
-    assert bench.sink.ids("a") == answer_alone(one, echo_token)
-    assert len(bench.model.steps) < 80
-    counts, end = bench.scheduler.counts, bench.sink.finished["a"]
-    assert counts.drafted_tokens == end.drafted_tokens > end.accepted_tokens == counts.accepted_tokens > 40
-    # Each row gives a token but those of the prompt before the last and those behind a wrong guess.
-    assert len(bench.model.steps) + end.accepted_tokens == 120
-    # The sampler has drawn what was reported, and nothing else.
-    assert bench.samplers["a"].drawn == bench.sink.ids("a")
-
-
-def test_guesses_never_pass_the_limit_or_a_stop_token():
-    for max_tokens in range(1, 30):
-        one = request("a", prompt=10, max_tokens=max_tokens)
-        bench = guessing_bench(context_tokens=10 + max_tokens)
-        bench.add(one)
-        bench.run()
-        assert bench.sink.ids("a") == answer_alone(one, echo_token)
-    stop = answer_alone(request("a", prompt=10, max_tokens=60), echo_token)[-1]
-    one = request("a", prompt=10, max_tokens=100, stop_token_ids=frozenset({stop}))
-    bench = guessing_bench()
-    bench.add(one)
-    bench.run()
-    assert [*bench.sink.ids("a"), stop] == answer_alone(one, echo_token)
-    assert bench.samplers["a"].drawn == answer_alone(one, echo_token)
-    assert bench.sink.finished["a"].reason is FinishReason.STOP
-
-
-def test_a_step_with_prompts_carries_no_guesses():
-    bench = guessing_bench()
-    bench.add(request("a", prompt=10, max_tokens=100))
-    while bench.scheduler.counts.drafts < 3:
-        bench.step()
-    bench.add(request("b", prompt=40, max_tokens=1))
-    while "b" not in bench.sink.finished:
-        bench.step(row_budget=9)
-        assert bench.model.steps[-1][0] == 1
-
-
-def test_a_request_may_refuse_guesses():
-    bench = guessing_bench()
-    bench.add(request("a", prompt=10, max_tokens=60, speculate=False))
-    bench.run()
-    assert bench.scheduler.counts.drafts == 0
-    assert len(bench.model.steps) == 60
-
-
-def test_dear_rows_are_not_spent_on_guesses():
-    class DearRows:
-        def decode_ms(self, num_rows):
-            return float(num_rows)
-
-    bench = guessing_bench(costs=DearRows())
-    bench.add(request("a", prompt=10, max_tokens=60))
-    bench.run()
-    assert bench.scheduler.counts.drafts == 0
-
-
-def test_log_probabilities_belong_to_their_tokens():
-    one = request("a", prompt=10, max_tokens=60, sampling=SamplingParams(top_logprobs=2))
-    bench = guessing_bench()
-    bench.add(one)
-    bench.run()
-    assert bench.scheduler.counts.accepted_tokens > 10
-    assert all(event.top[0][0] == event.token_id for event in bench.sink.tokens["a"])
-    assert bench.sink.ids("a") == answer_alone(one, echo_token)
-
-
-def test_only_confirmed_tokens_are_published():
-    bench = guessing_bench(cache=True)
-    one = request("a", prompt=10, max_tokens=80)
-    bench.add(one)
-    bench.run()
-    turn = Request("b", [*one.prompt_ids, *bench.sink.ids("a"), 5], 20)
-    bench.add(turn)
-    bench.run()
-    assert bench.sink.finished["b"].cached_tokens == 88
-    assert bench.sink.ids("b") == answer_alone(turn, echo_token)
-
-
 # Half of them begin alike.
 PROMPTS = st.lists(st.integers(0, 96), min_size=1, max_size=25) | st.builds(
     lambda length, tail: [*range(length), *tail], st.integers(1, 20), st.lists(st.integers(0, 96), max_size=5)
@@ -608,12 +279,13 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _step(self, row_budget):
         waiting = set(self.scheduler._waiting)
-        had_session = {sequence.request.id for sequence in self.scheduler._running}
+        before = {id_: sequence.num_preempted for id_, sequence in self.scheduler._by_id.items()}
         in_step = self._run_step(row_budget)
         admitted = sorted(waiting - set(self.scheduler._waiting))
-        for id_ in self.scheduler._waiting:
-            # One that gave its session back in this step was passed by whom it gave it to; the others came before.
-            self.passed[id_] += 1 if id_ in had_session else sum(other > id_ for other in admitted)
+        for id_, sequence in self.scheduler._waiting.items():
+            # One that gave its session back in this step was passed by whom it gave it to; others may have come before.
+            given = sequence.num_preempted > before[id_]
+            self.passed[id_] += 1 if given else sum(other > id_ for other in admitted)
             assert self.passed[id_] <= 2
         running = {sequence.request.id for sequence in self.scheduler._running}
         self.idle_steps = {id_: 0 if id_ in in_step else self.idle_steps.get(id_, 0) + 1 for id_ in running}
@@ -626,7 +298,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not self.scheduler.has_work
             return set()
         assert plan.n_rows <= min(row_budget, 24)
-        in_step = {sequence.request.id for sequence in self.scheduler._in_step}
+        in_step = {sequence.request.id for sequence in self.scheduler._batch.sequences}
         prompt_rows, decode_rows = self.scheduler.step_rows
         assert prompt_rows + decode_rows == plan.n_rows
         bench.now_s += 0.001
