@@ -559,22 +559,30 @@ class Timings(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     PREFILL_MS_FIELD_NUMBER: _builtins.int
     DECODE_MS_FIELD_NUMBER: _builtins.int
+    DRAFTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_TOKENS_FIELD_NUMBER: _builtins.int
     queue_ms: _builtins.float
     """Waiting for a session, in milliseconds."""
     prefill_ms: _builtins.float
     """From admission to the first token, in milliseconds."""
     decode_ms: _builtins.float
     """From the first token to the last, in milliseconds."""
+    drafted_tokens: _builtins.int
+    """Tokens of the answer that were guessed from the text so far and checked, several in one step."""
+    accepted_tokens: _builtins.int
+    """Of these, tokens that the model confirmed; each saved a step. The answer is the same without them."""
     def __init__(
         self,
         *,
         queue_ms: _builtins.float = ...,
         prefill_ms: _builtins.float = ...,
         decode_ms: _builtins.float = ...,
+        drafted_tokens: _builtins.int = ...,
+        accepted_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "decode_ms", b"decode_ms", "drafted_tokens", b"drafted_tokens", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
