@@ -134,7 +134,7 @@ def _second_half(model: ScoringModel, chunk: Int32, following: Int32, step_rows:
     for start in range(0, last_scored + 1, step_rows):
         stop = min(start + step_rows, last_scored + 1)  # the last token predicts nothing: not computed
         scored = np.arange(max(start, first_scored), stop, dtype=np.int32)
-        plan = _plan(chunk[start:stop], start, scored - start, following[scored], model.page_tokens)
+        plan = sequence_plan(chunk[start:stop], start, scored - start, following[scored], model.page_tokens)
         result = model.step(plan)
         if not result.finite.all():
             raise NonFiniteLogitsError("the model's logits are not finite; the file may be damaged")
@@ -142,8 +142,8 @@ def _second_half(model: ScoringModel, chunk: Int32, following: Int32, step_rows:
     return np.concatenate(parts)
 
 
-def _plan(tokens: Int32, start: int, out_rows: Int32, targets: Int32, page_tokens: int) -> StepPlan:
-    """One step of one sequence that holds the first pages of the arena."""
+def sequence_plan(tokens: Int32, start: int, out_rows: Int32, targets: Int32, page_tokens: int) -> StepPlan:
+    """Return one step of one sequence that holds the first pages of the arena; its rows begin at position `start`."""
     n_pages = -(-(start + len(tokens)) // page_tokens)
     return StepPlan(
         tokens=np.ascontiguousarray(tokens),

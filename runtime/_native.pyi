@@ -106,10 +106,14 @@ def attention(
     kv_type: str,
     page_tokens: int = 32,
     scale: float | None = None,
+    ends: list[int] | None = None,
+    resume: int = 0,
+    parts: bool = False,
 ) -> Floats:
-    """One query row q (n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): (n_heads, head_dim).
+    """Query rows q (n_rows, n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): the shape of q.
 
-    scale None means 1 / sqrt(head_dim).
+    scale None means 1 / sqrt(head_dim).  Row r sees positions [0, ends[r]), all of them by default.  resume (a multiple
+    of 256) computes the positions below it in a call of their own; parts computes each range of 256 apart and merges.
     """
 
 def rms_norm(level: str, x: Floats, weight: Floats, eps: float) -> Floats:
@@ -275,8 +279,15 @@ class Program:
         out_rows: Int32,
         samplers: list[Sampler | None],
         targets: Int32,
+        logits: Floats | None = None,
     ) -> tuple[Int32, Floats, Floats, Int32, Floats, Bytes]:
-        """Run one step; arrays as in runtime.step_plan.StepPlan, results in the order of StepResult.
+        """Run one step; the raw logits go to `logits` (n_out, n_vocab) if given.  Arrays as in runtime.step_plan.StepPlan, results in the order of StepResult.
 
         ValueError for an index out of range (nothing was touched), RuntimeError while another thread is in a step.
         """
+
+    def collect_inputs(self) -> None:
+        """From now on sum the squares of every matrix's input; ValueError before finish."""
+
+    def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], int]]:
+        """Return (sum of squares of each column (n_in,), rows seen) of the input of each matrix that was multiplied."""

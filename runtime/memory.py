@@ -171,8 +171,13 @@ def plan_memory(
     fixed_scratch_bytes = _scratch_bytes(config, settings)
     room_bytes = available.n_bytes - file.size_bytes - fixed_scratch_bytes - process_bytes
     page_bytes = _page_bytes(config, settings.kv_type, settings.page_tokens)
-    # Of one page: the native core's page tables, and its entry in the index of prefixes.
-    table_bytes = 4 + 16 * _threads(settings) + _INDEX_ENTRY_BYTES * settings.prefix_cache
+    # Of one page: the native core's page tables, the attention of few rows, and the entry in the index of prefixes.
+    table_bytes = (
+        4
+        + 16 * _threads(settings)
+        + _attention_part_bytes(config, settings)
+        + _INDEX_ENTRY_BYTES * settings.prefix_cache
+    )
     n_pages = _n_pages(
         config,
         settings,
@@ -309,11 +314,26 @@ def _scratch_bytes(config: ModelShape, settings: RuntimeSettings) -> int:
     quantized = (config.n_embd + q_width + config.n_ff) * 5 // 2
     # A tile of logits: 4 to 64 rows, about 8 MiB.
     logits_bytes = 4 * config.n_vocab * min(rows, max(4, min(64, (2 << 20) // config.n_vocab + 1)))
-    # Of a thread: gate and up tiles, one expanded weight row, sampler arrays of 20 bytes an entry.
+    # Of a thread: gate and up tiles, one expanded weight row, sampler arrays of 20 bytes an entry, attention: scores of
+    # six heads over a range and the queries of 32 rows.
+    group = config.n_heads // config.n_kv_heads
     thread_bytes = (
-        2 * rows * 64 * 4 + 4 * max(config.n_embd, q_width, config.n_ff) + 20 * config.n_vocab + (64 << 10)
+        2 * rows * 64 * 4
+        + 4 * max(config.n_embd, q_width, config.n_ff)
+        + 20 * config.n_vocab
+        + 24 * (512 + config.head_dim)
+        + 32 * group * (4 + 2 * config.head_dim)
+        + (64 << 10)
     )
-    return rows * (4 * floats + quantized + 1024) + logits_bytes + _threads(settings) * thread_bytes
+    row_bytes = 4 * floats + quantized + 8 * config.n_heads + 1280
+    return rows * row_bytes + logits_bytes + _threads(settings) * thread_bytes
+
+
+def _attention_part_bytes(config: ModelShape, settings: RuntimeSettings) -> int:
+    """Of one page: states of ranges of 256 positions that few rows compute apart (program.cpp, at most 4 MiB in all)."""
+    few_rows = (4 * _threads(settings) - 1) // config.n_kv_heads
+    state_bytes = 4 * config.n_heads * (config.head_dim + 2)
+    return -(-few_rows * state_bytes * settings.page_tokens // 256)
 
 
 def _explain(plan: MemoryPlan, config: ModelShape, available: Available) -> str:

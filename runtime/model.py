@@ -22,7 +22,7 @@ from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 from runtime.models import build_graph
 from runtime.models.config import ModelConfig, read_config
 from runtime.models.loader import bind_weights, build_program
-from runtime.step_plan import StepPlan, StepResult
+from runtime.step_plan import Float32Array, StepPlan, StepResult
 from runtime.tokenizer import Tokenizer, build_tokenizer
 
 __all__ = ["LoadedModel", "ModelConfig", "load_model", "read_config"]
@@ -60,12 +60,25 @@ class LoadedModel:
         return self._running().level
 
     @property
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary: the width of a row of logits."""
+        return self.config.n_vocab
+
+    @property
     def scratch_bytes(self) -> int:
         """The run state that the native core holds, beside the arena."""
         return self._running().scratch_bytes
 
-    def step(self, plan: StepPlan) -> StepResult:
-        """Compute one step.
+    def collect_inputs(self) -> None:
+        """From now on sum the squares of what every matrix is multiplied with (calibration)."""
+        self._running().collect_inputs()
+
+    def input_statistics(self) -> dict[str, tuple[np.ndarray[tuple[int], np.dtype[np.float64]], int]]:
+        """Return (sum of squares of each column (n_in,), rows seen) for each matrix, since collect_inputs."""
+        return self._running().input_statistics()
+
+    def step(self, plan: StepPlan, logits: Float32Array | None = None) -> StepResult:
+        """Compute one step; the raw logits go to `logits` (n_out, n_vocab) if given.
 
         Raises ValueError for a plan with an index out of range (nothing was touched then), ModelChangedError when the
         mapped file changed under the computation.
@@ -80,6 +93,7 @@ class LoadedModel:
                 plan.out_rows,
                 plan.samplers,
                 plan.targets,
+                logits,
             )
         )
         self.file.check_unchanged()

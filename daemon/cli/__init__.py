@@ -20,6 +20,8 @@ SUMMARIES = {
     "stop": "Take a model out of the memory of the running daemon.",
     "quantize": "Make a smaller GGUF file from an F32, F16 or BF16 one.",
     "perplexity": "Measure how well a model predicts a text.",
+    "compare": "Measure how far a quantized model is from its original.",
+    "verify": "Check a GGUF file: structure, finite blocks, checksum.",
     "tokenize": "Split a text into token ids.",
     "plan": "Say what memory serving a model takes, and whether it fits.",
     "inspect": "Show what a GGUF file holds.",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runtime.step_plan import StepPlan, StepResult
 
 DECODE_PROMPT_TOKENS = 16
-"""Tokens that each session holds before its decoding is timed."""
+"""Tokens that each session holds before its decoding is timed, where no depth is asked for."""
 
 MAX_SESSIONS = 256
 
@@ -27,7 +27,7 @@ class Measurement:
 
     test: str  # "prefill" or "decode"
     sessions: int
-    prompt_tokens: int  # of each session
+    prompt_tokens: int  # of each session, in the cache before decoding is timed
     generated_tokens: int  # of each session
     tokens_per_s: float  # of all sessions together: prompt tokens for prefill, generated ones for decode
 
@@ -59,6 +59,13 @@ def _session_counts(_ctx: click.Context, _param: click.Parameter, value: str) ->
     help="Tokens that each session generates in a decode test.",
 )
 @click.option(
+    "--depth",
+    type=click.IntRange(1),
+    default=DECODE_PROMPT_TOKENS,
+    show_default=True,
+    help="Tokens that each session holds before its decoding is timed.",
+)
+@click.option(
     "--sessions",
     callback=_session_counts,
     default="1",
@@ -76,6 +83,7 @@ def command(
     model: Path,
     prompt: int,
     generate: int,
+    depth: int,
     sessions: tuple[int, ...],
     threads: int | None,
     kv_type: str,
@@ -89,12 +97,13 @@ def command(
     Examples:
       quantd bench model-q4.gguf
       quantd bench model-q4.gguf --prompt 128 --generate 64 --sessions 1,4,8 --json
+      quantd bench model-q4.gguf --prompt 0 --depth 4096 --generate 32 --kv-type q8_0
     """
     from runtime.memory import RuntimeSettings
     from runtime.model import load_model
 
     settings = RuntimeSettings(sessions=max(sessions), kv_type=kv_type, threads=threads)
-    context_tokens = max(prompt, DECODE_PROMPT_TOKENS + generate, settings.page_tokens)
+    context_tokens = max(prompt, depth + generate, settings.page_tokens)
     settings = replace(settings, context_tokens=context_tokens)
     loaded = load_model(model, settings)
     try:
@@ -102,14 +111,14 @@ def command(
         if not as_json:
             click.echo(f"{loaded.name}: {loaded.level} kernels, kv {kv_type}")
             click.echo(f"{'test':8} {'sessions':>8} {'prompt':>8} {'generated':>10} {'tokens/s':>12}")
-        for line in measure(loaded, prompt=prompt, generate=generate, sessions=sessions):
+        for line in measure(loaded, prompt=prompt, generate=generate, depth=depth, sessions=sessions):
             click.echo(json.dumps(asdict(line)) if as_json else _table_row(line))
     finally:
         loaded.close()
 
 
 def measure(
-    model: LoadedModel, *, prompt: int, generate: int, sessions: tuple[int, ...]
+    model: LoadedModel, *, prompt: int, generate: int, depth: int, sessions: tuple[int, ...]
 ) -> Iterator[Measurement]:
     """Yield the prefill measurement, then one decode measurement for each number of sessions.
 
@@ -121,10 +130,10 @@ def measure(
         yield Measurement("prefill", 1, prompt, 0, prompt / seconds)
     if generate > 0:
         for count in sessions:
-            batch = _Batch(model, count, DECODE_PROMPT_TOKENS + generate)
-            batch.prefill(DECODE_PROMPT_TOKENS)
+            batch = _Batch(model, count, depth + generate)
+            batch.prefill(depth)
             seconds = batch.decode(generate)
-            yield Measurement("decode", count, DECODE_PROMPT_TOKENS, generate, count * generate / seconds)
+            yield Measurement("decode", count, depth, generate, count * generate / seconds)
 
 
 def _table_row(line: Measurement) -> str:

@@ -53,7 +53,7 @@ def command(
       quantd perplexity model-q4.gguf --file wiki.test.raw
       quantd perplexity model-q4.gguf --file wiki.test.raw --chunks 50 --json
     """
-    text = _read_text(text_path)
+    text = read_text(text_path)
     step_rows = min(ctx, MAX_STEP_ROWS)
     settings = RuntimeSettings(sessions=1, context_tokens=ctx, threads=threads, max_step_rows=step_rows)
     loaded = load_model(model, settings)
@@ -79,7 +79,8 @@ def command(
         )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file without its last line break; RequestError where it is no UTF-8."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8")

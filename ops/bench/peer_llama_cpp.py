@@ -16,17 +16,20 @@ from typing import Any
 
 import xllamacpp
 
+KV_TYPES = {"f16": xllamacpp.ggml_type.GGML_TYPE_F16, "q8_0": xllamacpp.ggml_type.GGML_TYPE_Q8_0}
+
 
 def make_server(arguments: argparse.Namespace, sessions: int) -> Any:
     """A server with one slot for each session, nothing cached between requests."""
     params = xllamacpp.CommonParams()
     params.model.path = arguments.model
     params.n_parallel = sessions
-    params.n_ctx = sessions * (arguments.prompt + arguments.generate + 64)
+    params.n_ctx = sessions * (max(arguments.prompt, arguments.depth) + arguments.generate + 64)
     params.n_batch = params.n_ubatch = 512
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
     # Repacked weights are llama.cpp's default on x86; "no_extra_bufts" is its --no-repack.
     params.no_extra_bufts = not arguments.repack
+    params.cache_type_k = params.cache_type_v = KV_TYPES[arguments.kv_type]
     params.cache_prompt = False
     params.cache_ram_mib = 0
     params.warmup = True
@@ -78,6 +81,8 @@ def main() -> int:
     )
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=16, help="tokens in the cache before decoding is timed")
+    parser.add_argument("--kv-type", choices=KV_TYPES, default="f16")
     parser.add_argument("--sessions", default="1,4,8,16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repack", action="store_true")
@@ -99,12 +104,12 @@ def main() -> int:
         del server
     for sessions in (int(word) for word in arguments.sessions.split(",") if word):
         server = make_server(arguments, sessions)
-        prompts = [random_prompt(rng, 16, arguments.vocab) for _ in range(sessions)]
+        prompts = [random_prompt(rng, arguments.depth, arguments.vocab) for _ in range(sessions)]
         _, arrivals = measure(server, prompts, arguments.generate)
         start = max(times[0] for times in arrivals)
         end = min(times[-1] for times in arrivals)
         tokens = sum(1 for times in arrivals for moment in times if start < moment <= end)
-        report("decode", sessions, 16, arguments.generate, tokens / (end - start))
+        report("decode", sessions, arguments.depth, arguments.generate, tokens / (end - start))
         del server
     return 0
 

@@ -53,7 +53,7 @@ Arena::Arena(const ArenaShape& shape) : shape_(shape) {
                                     std::to_string(shape.head_dim));
     }
     row_bytes_ = kv_row_bytes(shape.kv_type, shape.head_dim);
-    run_bytes_ = checked_product(row_bytes_, shape.page_tokens);
+    run_bytes_ = kv_run_bytes(shape.kv_type, shape.head_dim, shape.page_tokens);  // each below 2^35
     page_bytes_ = checked_product(checked_product(run_bytes_, 2 * shape.n_kv_heads), shape.n_layers);
     const int64_t total_bytes = checked_product(page_bytes_, shape.n_pages);
 

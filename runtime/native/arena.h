@@ -17,8 +17,8 @@ struct ArenaShape {
     KvType kv_type;
 };
 
-// Layout: [page][layer][kv_head][K (page_tokens, head_dim) | V (page_tokens, head_dim)], so that one head's
-// keys of a page are one contiguous run.
+// Layout: [page][layer][kv_head][K | V], each a contiguous run of the page's keys or values of one head
+// (kernels/attention/kv_layout.h).
 class Arena {
   public:
     // Maps and touches n_pages pages, so that serving adds no memory later.
@@ -29,7 +29,7 @@ class Arena {
     Arena& operator=(const Arena&) = delete;
 
     const ArenaShape& shape() const { return shape_; }
-    int64_t row_bytes() const { return row_bytes_; }    // one cached vector (head_dim)
+    int64_t row_bytes() const { return row_bytes_; }    // one vector (head_dim) as store_kv writes it
     int64_t page_bytes() const { return page_bytes_; }  // one page over all layers
     int64_t size_bytes() const { return page_bytes_ * shape_.n_pages; }
 
@@ -43,7 +43,7 @@ class Arena {
   private:
     ArenaShape shape_;
     int64_t row_bytes_ = 0;
-    int64_t run_bytes_ = 0;  // page_tokens vectors
+    int64_t run_bytes_ = 0;  // page_tokens vectors, rounded up to whole groups of positions
     int64_t page_bytes_ = 0;
     uint8_t* base_ = nullptr;
 };

@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -181,50 +182,119 @@ struct Pages {
     std::vector<const uint8_t*> pointers;
 };
 
-Pages fill_pages(const Kernels& kernels, const Floats<3>& x, KvType type, int64_t page_tokens) {
+Pages fill_pages(const Kernels& kernels, const Floats<3>& x, KvType type, int64_t page_tokens, bool keys) {
     const int64_t n_positions = int64_t(x.shape(0)), n_heads = int64_t(x.shape(1)),
                   head_dim = int64_t(x.shape(2));
-    const int64_t row_bytes = kv_row_bytes(type, head_dim);
+    AlignedBuffer row(kv_row_bytes(type, head_dim));
     Pages pages;
     for (int64_t head = 0; head < n_heads; ++head) {
         for (int64_t start = 0; start < n_positions; start += page_tokens) {
-            auto buffer = make_buffer(page_tokens * row_bytes);
+            auto run = make_buffer(kv_run_bytes(type, head_dim, page_tokens));
+            // What lies behind the last position must not matter: NaN in every form.
+            std::memset(run->data, 0xff, size_t(kv_run_bytes(type, head_dim, page_tokens)));
             for (int64_t t = 0; t < page_tokens && start + t < n_positions; ++t) {
-                const float* row = x.data() + ((start + t) * n_heads + head) * head_dim;
-                kernels.store_kv(row, buffer->data + t * row_bytes, head_dim, type);
+                kernels.store_kv(x.data() + ((start + t) * n_heads + head) * head_dim, row.data, head_dim,
+                                 type);
+                keys ? place_key(row.data, run->data, t, head_dim, type)
+                     : place_value(row.data, run->data, t, head_dim, page_tokens, type);
             }
-            pages.pointers.push_back(buffer->data);
-            pages.buffers.push_back(std::move(buffer));
+            pages.pointers.push_back(run->data);
+            pages.buffers.push_back(std::move(run));
         }
     }
     return pages;
 }
 
-FloatArray attention(const std::string& level, Floats<2> q, Floats<3> k, Floats<3> v,
-                     const std::string& kv_type, int64_t page_tokens, std::optional<double> scale) {
+// Each range of the call apart, merged afterwards: what the executor does where few rows meet a long context.
+void attend_in_parts(const Kernels& kernels, const AttentionArgs& args) {
+    const int64_t n_parts = (args.end + kAttentionRange - 1) / kAttentionRange;
+    const int64_t heads = args.group * args.head_dim, stride = heads + 2 * args.group;
+    for (int64_t r = 0; r < args.n_rows; ++r) {
+        AttentionRow row = args.rows[r];
+        std::vector<float> parts(size_t(n_parts * stride));
+        const int64_t n_seen = (row.end + kAttentionRange - 1) / kAttentionRange;
+        for (int64_t p = n_seen - 1; p >= 0; --p) {
+            float* part = parts.data() + p * stride;
+            row.out = part;
+            row.max = part + heads;
+            row.total = row.max + args.group;
+            AttentionArgs one = args;
+            one.rows = &row;
+            one.n_rows = 1;
+            one.begin = p * kAttentionRange;
+            one.end = std::min(one.begin + kAttentionRange, args.end);
+            one.finish = false;
+            kernels.attention(one);
+        }
+        kernels.merge_attention(
+            {parts.data(), stride, n_seen, args.group, args.head_dim, args.page_tokens, args.rows[r].out});
+    }
+}
+
+FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<3> v,
+                     const std::string& kv_type, int64_t page_tokens, std::optional<double> scale,
+                     std::optional<std::vector<int64_t>> ends, int64_t resume, bool parts) {
     const Kernels& kernels = kernels_for(level.c_str());
-    const int64_t n_heads = int64_t(q.shape(0)), head_dim = int64_t(q.shape(1));
+    const int64_t n_rows = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
     const int64_t n_positions = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1));
     const KvType type = kv_type_of(kv_type, head_dim);
     require(page_tokens >= 1 && page_tokens <= 1024, "page_tokens must be in [1, 1024]");
-    require(n_positions >= 1 && n_kv_heads >= 1 && n_heads >= 1, "q, k and v must not be empty");
+    require(n_positions >= 1 && n_kv_heads >= 1 && n_heads >= 1 && n_rows >= 1,
+            "q, k and v must not be empty");
     require(int64_t(k.shape(2)) == head_dim && n_heads % n_kv_heads == 0,
             "k must be (n_positions, n_kv_heads, head_dim) and n_kv_heads must divide the heads of q");
     require(v.shape(0) == k.shape(0) && v.shape(1) == k.shape(1) && v.shape(2) == k.shape(2),
             "v must have the shape of k");
+    const std::vector<int64_t> row_ends = ends.value_or(std::vector<int64_t>(size_t(n_rows), n_positions));
+    require(int64_t(row_ends.size()) == n_rows, "ends must be (n_rows)");
+    for (const int64_t end : row_ends) {
+        require(end >= 1 && end <= n_positions, "ends must be in [1, n_positions]");
+    }
+    require(resume >= 0 && resume % kAttentionRange == 0, "resume must be a multiple of 256");
     const int64_t group = n_heads / n_kv_heads, n_pages = (n_positions + page_tokens - 1) / page_tokens;
-    const Pages k_pages = fill_pages(kernels, k, type, page_tokens);
-    const Pages v_pages = fill_pages(kernels, v, type, page_tokens);
-    auto out = make_buffer(n_heads * head_dim * 4);
-    AlignedBuffer scratch(attention_scratch_floats(group, head_dim, page_tokens) * 4);
+    const Pages k_pages = fill_pages(kernels, k, type, page_tokens, true);
+    const Pages v_pages = fill_pages(kernels, v, type, page_tokens, false);
+    auto out = make_buffer(n_rows * n_heads * head_dim * 4);
+    AlignedBuffer scratch(attention_scratch_floats(n_rows, group, head_dim) * 4);
+    std::vector<float> max(size_t(n_rows * group)), total(size_t(n_rows * group));
+    std::vector<AttentionRow> rows(static_cast<size_t>(n_rows));
     const float factor = static_cast<float>(scale.value_or(1.0 / std::sqrt(double(head_dim))));
     for (int64_t head = 0; head < n_kv_heads; ++head) {
-        kernels.attention({q.data() + head * group * head_dim, group, head_dim,
-                           k_pages.pointers.data() + head * n_pages, v_pages.pointers.data() + head * n_pages,
-                           page_tokens, n_positions, type, factor, scratch.floats(),
-                           out->floats() + head * group * head_dim});
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const int64_t at = (r * n_heads + head * group) * head_dim;
+            rows[size_t(r)] = {q.data() + at, out->floats() + at, max.data() + r * group,
+                               total.data() + r * group, row_ends[size_t(r)]};
+        }
+        AttentionArgs args{rows.data(),
+                           n_rows,
+                           group,
+                           head_dim,
+                           k_pages.pointers.data() + head * n_pages,
+                           v_pages.pointers.data() + head * n_pages,
+                           page_tokens,
+                           0,
+                           n_positions,
+                           true,
+                           true,
+                           type,
+                           factor,
+                           scratch.floats()};
+        if (parts) {
+            attend_in_parts(kernels, args);
+        } else if (resume > 0 && resume < n_positions) {
+            args.end = resume;
+            args.finish = false;
+            kernels.attention(args);
+            args.begin = resume;
+            args.end = n_positions;
+            args.fresh = false;
+            args.finish = true;
+            kernels.attention(args);
+        } else {
+            kernels.attention(args);
+        }
     }
-    return owned<FloatArray>(std::move(out), {size_t(n_heads), size_t(head_dim)});
+    return owned<FloatArray>(std::move(out), {size_t(n_rows), size_t(n_heads), size_t(head_dim)});
 }
 
 FloatArray rms_norm(const std::string& level, Floats<1> x, Floats<1> weight, double eps) {
@@ -267,7 +337,8 @@ void init_kernels(nb::module_& m) {
           array("bias") = nb::none(), array("residual") = nb::none());
     m.def("store_kv", &store_kv, nb::arg("level"), array("x"), nb::arg("kv_type"));
     m.def("attention", &attention, nb::arg("level"), array("q"), array("k"), array("v"), nb::arg("kv_type"),
-          nb::arg("page_tokens") = 32, nb::arg("scale") = nb::none());
+          nb::arg("page_tokens") = 32, nb::arg("scale") = nb::none(), nb::arg("ends") = nb::none(),
+          nb::arg("resume") = 0, nb::arg("parts") = false);
     m.def("rms_norm", &rms_norm, nb::arg("level"), array("x"), array("weight"), nb::arg("eps"));
     m.def("rope", &rope, nb::arg("level"), array("x"), array("cos"), array("sin"), nb::arg("interleaved"));
     m.def("swiglu", &swiglu, nb::arg("level"), array("gate"), array("up"));

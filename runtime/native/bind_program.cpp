@@ -27,6 +27,7 @@ namespace quantd {
 namespace {
 
 using Int32Array = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using LogitsArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MaskArray = nb::ndarray<const uint32_t, nb::c_contig, nb::device::cpu>;
 
 // A new NumPy array that owns its memory, filled by fill(T*).
@@ -75,7 +76,9 @@ class BoundProgram {
 
     nb::tuple step(const Int32Array& tokens, const Int32Array& positions, const Int32Array& seq_starts,
                    const Int32Array& page_starts, const Int32Array& pages, const Int32Array& out_rows,
-                   const std::vector<nb::object>& samplers, const Int32Array& targets);
+                   const std::vector<nb::object>& samplers, const Int32Array& targets,
+                   const std::optional<LogitsArray>& logits);
+    nb::dict input_statistics() const;
 
   private:
     Tensor tensor_of(const std::shared_ptr<GgufFile>& file, const std::string& name) const;
@@ -107,7 +110,8 @@ Tensor BoundProgram::tensor_of(const std::shared_ptr<GgufFile>& file, const std:
 nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positions,
                              const Int32Array& seq_starts, const Int32Array& page_starts,
                              const Int32Array& pages, const Int32Array& out_rows,
-                             const std::vector<nb::object>& samplers, const Int32Array& targets) {
+                             const std::vector<nb::object>& samplers, const Int32Array& targets,
+                             const std::optional<LogitsArray>& logits) {
     std::vector<Sampler*> raw_samplers;
     raw_samplers.reserve(samplers.size());
     for (const nb::object& sampler : samplers) {
@@ -122,8 +126,15 @@ nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positio
     for (size_t i = 0; i < arrays.size(); ++i) {
         plan_[i].assign(arrays[i]->data(), arrays[i]->data() + arrays[i]->shape(0));
     }
-    const StepInput input{plan_[0], plan_[1], plan_[2], plan_[3], plan_[4], plan_[5], plan_[6], raw_samplers};
+    StepInput input{plan_[0], plan_[1], plan_[2], plan_[3], plan_[4], plan_[5], plan_[6], raw_samplers};
     program_.check_step(input);
+    if (logits) {
+        const auto n_vocab = static_cast<size_t>(program_.settings().n_vocab);
+        if (logits->shape(0) != input.out_rows.size() || logits->shape(1) != n_vocab) {
+            throw std::invalid_argument("logits must be (n_out, n_vocab)");
+        }
+        input.logits = logits->data();
+    }
     std::vector<RowScore> scores(input.out_rows.size());
     {
         nb::gil_scoped_release without_gil;
@@ -131,6 +142,19 @@ nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positio
         program_.step(input, scores);
     }
     return results(scores);
+}
+
+nb::dict BoundProgram::input_statistics() const {
+    if (program_.inputs() == nullptr) throw std::invalid_argument("inputs are not being collected");
+    nb::dict found;
+    for (size_t i = 0; i < program_.n_matrices(); ++i) {
+        const std::vector<double>& sums = program_.inputs()->sum_of_squares(i);
+        const int64_t n_rows = program_.inputs()->n_rows(i);
+        if (n_rows == 0) continue;
+        found[program_.matrix_at(i).name.c_str()] = nb::make_tuple(
+            new_array<double>({sums.size()}, [&](double* out) { std::ranges::copy(sums, out); }), n_rows);
+    }
+    return found;
 }
 
 nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
@@ -289,7 +313,10 @@ void init_program(nb::module_& m) {
         .def_prop_ro("level", [](const BoundProgram& self) { return self.program().kernels().level; })
         .def_prop_ro("scratch_bytes", [](const BoundProgram& self) { return self.program().scratch_bytes(); })
         .def("step", &BoundProgram::step, array("tokens"), array("positions"), array("seq_starts"),
-             array("page_starts"), array("pages"), array("out_rows"), "samplers"_a, array("targets"));
+             array("page_starts"), array("pages"), array("out_rows"), "samplers"_a, array("targets"),
+             array("logits") = nb::none())
+        .def("collect_inputs", [](BoundProgram& self) { self.program().collect_inputs(); })
+        .def("input_statistics", &BoundProgram::input_statistics);
     bind_operations(program);
 }
 

@@ -111,10 +111,10 @@ int64_t kv_row_bytes(KvType type, int64_t head_dim) {
     return type == KvType::F16 ? head_dim * 2 : head_dim / kQ32 * int64_t(sizeof(BlockQ8_0));
 }
 
-int64_t attention_scratch_floats(int64_t group, int64_t head_dim, int64_t page_tokens) {
-    // One expanded row, then per query head: maximum, total and the scores of a page; rounded up for whole
-    // vectors.
-    return round_up(head_dim, 16) + round_up(2 * group, 16) + group * round_up(page_tokens, 16) + 32;
+int64_t attention_scratch_floats(int64_t n_rows, int64_t group, int64_t head_dim) {
+    // Of a tile of six heads: scores, scaled weights and sums.  Of each head: a factor and a query in words.
+    const int64_t heads = n_rows * group;
+    return 6 * (2 * kAttentionRange + round_up(head_dim, 8)) + heads + (heads * head_dim + 1) / 2 + 64;
 }
 
 const char* const* available_levels() { return levels().names; }

@@ -77,26 +77,64 @@ using MatmulFn = void (*)(const MatmulArgs& args);
 // F32 is for comparing numbers with other programs; the executor runs it on the scalar level only.
 enum class KvType : uint32_t { F16 = 0, Q8_0 = 1, F32 = 2 };
 
-// Bytes of one cached key or value vector (head_dim elements; a multiple of 32 for Q8_0).
+// Bytes of one key or value vector as store_kv writes it (head_dim elements; a multiple of 32 for Q8_0).
 int64_t kv_row_bytes(KvType type, int64_t head_dim);
 
-// One query row against one KV head: all query heads of the group share the loaded keys and values.
-// out[g] = softmax(scale * q[g] . K^T) V  over positions [0, n_positions).
-struct AttentionArgs {
+// A run is the keys, or the values, of one page, layer and KV head: kernels/attention/kv_layout.h says where
+// the elements lie.  place_* put a vector that store_kv wrote at position t of the page.
+int64_t kv_run_bytes(KvType type, int64_t head_dim, int64_t page_tokens);
+void place_key(const uint8_t* row, uint8_t* run, int64_t t, int64_t head_dim, KvType type);
+void place_value(const uint8_t* row, uint8_t* run, int64_t t, int64_t head_dim, int64_t page_tokens,
+                 KvType type);
+
+// The context is cut into ranges of this many positions, at multiples of it.  Each range has a softmax of its
+// own, and a row's ranges are merged one after the other in order of position.  So what one row gets depends
+// on its query and the positions only: not on the rows beside it, nor on who computed which range.
+constexpr int64_t kAttentionRange = 256;
+
+// One query row against one KV head, with what the ranges so far gave it.
+struct AttentionRow {
     const float* q;  // (group, head_dim)
-    int64_t group;   // query heads per KV head
+    float* out;      // (group, head_dim) sum of the values, each times its weight
+    float* max;      // (group) largest score
+    float* total;    // (group) sum of the weights, exp(score - max)
+    int64_t end;     // the row sees positions [0, end)
+};
+
+// Rows that see the same pages against one KV head: all of them share the loaded keys and values.
+// score = scale * q . key; out = sum of exp(score - max) * value over positions [begin, end) that the row
+// sees.
+struct AttentionArgs {
+    const AttentionRow* rows;  // (n_rows), any order
+    int64_t n_rows;
+    int64_t group;  // query heads per KV head
     int64_t head_dim;
-    const uint8_t* const* k_pages;  // page i holds keys   (page_tokens, head_dim) of this layer and KV head
-    const uint8_t* const* v_pages;  // page i holds values (page_tokens, head_dim)
+    const uint8_t* const*
+        k_pages;  // run of page i of the sequence; those with positions in [begin, end) are read
+    const uint8_t* const* v_pages;
     int64_t page_tokens;
-    int64_t n_positions;  // >= 1
+    int64_t begin;  // a multiple of kAttentionRange
+    int64_t end;
+    bool fresh;   // begin the rows' states; otherwise go on from what they hold
+    bool finish;  // divide by the total at the end: out is then the softmax-weighted mean
     KvType kv_type;
     float scale;
-    float* scratch;  // attention_scratch_floats(group, head_dim, page_tokens) floats of this thread
-    float* out;      // (group, head_dim)
+    float* scratch;  // attention_scratch_floats(n_rows, group, head_dim) floats of this thread
 };
 using AttentionFn = void (*)(const AttentionArgs& args);
-int64_t attention_scratch_floats(int64_t group, int64_t head_dim, int64_t page_tokens);
+int64_t attention_scratch_floats(int64_t n_rows, int64_t group, int64_t head_dim);
+
+// The states of one row's ranges, each computed apart from a fresh state, merged in order and finished.
+struct AttentionMerge {
+    const float* parts;  // (n_parts, part_stride): out (group, head_dim), max (group), total (group)
+    int64_t part_stride;
+    int64_t n_parts;  // >= 1
+    int64_t group;
+    int64_t head_dim;
+    int64_t page_tokens;  // as in AttentionArgs: the level that computed the parts merges them
+    float* out;           // (group, head_dim)
+};
+using AttentionMergeFn = void (*)(const AttentionMerge& args);
 
 // ---- the table
 // -----------------------------------------------------------------------------------------------
@@ -132,6 +170,7 @@ struct Kernels {
     void (*store_kv)(const float* x, uint8_t* out, int64_t head_dim, KvType type);
 
     AttentionFn attention;
+    AttentionMergeFn merge_attention;
 };
 
 // The best level of this CPU, or the one that QUANTD_CPU_LEVEL names.  Throws std::invalid_argument on a name

@@ -229,9 +229,56 @@ void Program::add(Op op) {
 void Program::finish() {
     if (finished_) fail("the program is finished");
     if (ops_.empty() || !std::holds_alternative<HeadOp>(ops_.back())) fail("a program ends with the head");
+    find_tail();
     allocate_buffers();
     allocate_scratch();
+    readahead_ = plan_readahead();
     finished_ = true;
+}
+
+// Which operations follow the keys and values of the last layer, and which buffers they read from before.
+void Program::find_tail() {
+    tail_begin_ = ops_.size();
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        if (std::holds_alternative<AttentionOp>(ops_[i])) tail_begin_ = i;
+    }
+    if (tail_begin_ == ops_.size()) return;
+    std::vector<bool> known(buffers_.size(), false);  // written in the tail, or in tail_buffers_
+    const auto read = [&](int index) {
+        if (!known[static_cast<size_t>(index)]) tail_buffers_.push_back(index);
+        known[static_cast<size_t>(index)] = true;
+    };
+    const auto write = [&](int index) { known[static_cast<size_t>(index)] = true; };
+    write(std::get<AttentionOp>(ops_[tail_begin_]).out);  // its q is read where it lies
+    for (size_t i = tail_begin_ + 1; i < ops_.size(); ++i) {
+        if (const auto* o = std::get_if<RmsNormOp>(&ops_[i])) read(o->in), write(o->out);
+        if (const auto* o = std::get_if<HeadNormOp>(&ops_[i])) read(o->buffer);
+        if (const auto* o = std::get_if<LinearOp>(&ops_[i])) {
+            read(o->in);
+            for (const LinearTarget& target : o->targets)
+                o->accumulate ? read(target.out) : write(target.out);
+        }
+        if (const auto* o = std::get_if<GatedLinearOp>(&ops_[i])) read(o->in), write(o->out);
+        if (const auto* o = std::get_if<SelectOp>(&ops_[i])) read(o->in), write(o->out);
+    }
+}
+
+// The matrices in the order in which a step reads them.  Of an embedding a step reads a row for each token
+// only.
+std::unique_ptr<Readahead> Program::plan_readahead() const {
+    std::vector<Readahead::Range> ranges;
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        const auto read = [&](int index) {
+            const Tensor& each = matrices_[static_cast<size_t>(index)];
+            ranges.push_back({each.data, each.n_out * each.row_bytes, static_cast<int64_t>(i)});
+        };
+        if (const auto* o = std::get_if<LinearOp>(&ops_[i])) {
+            for (const LinearTarget& target : o->targets) read(target.weight);
+        }
+        if (const auto* o = std::get_if<GatedLinearOp>(&ops_[i])) read(o->gate), read(o->up);
+        if (const auto* o = std::get_if<HeadOp>(&ops_[i])) read(o->weight);
+    }
+    return std::make_unique<Readahead>(std::move(ranges));
 }
 
 void Program::allocate_buffers() {
@@ -260,6 +307,23 @@ void Program::allocate_buffers() {
     logits_ = take_floats(logits_rows_ * logits_stride_);
     cos_ = take_floats(max_rows * settings_.n_rot / 2);
     sin_ = take_floats(max_rows * settings_.n_rot / 2);
+
+    const ArenaShape& shape = arena_->shape();
+    int64_t n_heads = 0;
+    for (const Op& op : ops_) {
+        if (const auto* attention = std::get_if<AttentionOp>(&op)) {
+            n_heads = std::max(n_heads, attention->n_heads);
+        }
+    }
+    attention_max_ = take_floats(max_rows * n_heads);
+    attention_total_ = take_floats(max_rows * n_heads);
+    // Ranges are computed apart only where rows and KV heads are too few to keep the threads busy.
+    const int64_t few_rows = (kItemsPerThread * pool_->size() - 1) / shape.n_kv_heads;
+    const int64_t n_ranges = (shape.n_pages * shape.page_tokens + kAttentionRange - 1) / kAttentionRange;
+    const int64_t part_floats = n_heads * (shape.head_dim + 2);
+    parts_floats_ = std::min<int64_t>(kMaxPartsBytes / 4, std::min(few_rows, max_rows) * part_floats *
+                                                              std::min<int64_t>(n_ranges, 1 << 16));
+    parts_ = take_floats(parts_floats_);
 }
 
 void Program::allocate_scratch() {
@@ -270,9 +334,9 @@ void Program::allocate_scratch() {
     int64_t attention_floats = 1;
     for (const Op& op : ops_) {
         if (const auto* attention = std::get_if<AttentionOp>(&op)) {
-            attention_floats =
-                std::max(attention_floats, attention_scratch_floats(attention->n_heads / shape.n_kv_heads,
-                                                                    shape.head_dim, shape.page_tokens));
+            attention_floats = std::max(
+                attention_floats, attention_scratch_floats(
+                                      kAttentionRows, attention->n_heads / shape.n_kv_heads, shape.head_dim));
         }
     }
     const int64_t gated_bytes = floats(settings_.max_rows * kGatedChunk);
@@ -280,17 +344,35 @@ void Program::allocate_scratch() {
     for (int i = 0; i < pool_->size(); ++i) {
         threads_.push_back(ThreadScratch{
             allocate_aligned(floats(widest)), allocate_aligned(floats(kExpandedRows * kShortRow)),
-            allocate_aligned(floats(attention_floats)), allocate_aligned(gated_bytes),
-            allocate_aligned(gated_bytes), std::vector<const uint8_t*>(n_pages),
+            allocate_aligned(floats(attention_floats)), allocate_aligned(arena_->row_bytes()),
+            allocate_aligned(gated_bytes), allocate_aligned(gated_bytes),
+            std::vector<AttentionRow>(kAttentionRows), std::vector<const uint8_t*>(n_pages),
             std::vector<const uint8_t*>(n_pages), SamplerScratch(settings_.n_vocab)});
         scratch_bytes_ += floats(widest) + floats(kExpandedRows * kShortRow) + floats(attention_floats) +
                           2 * gated_bytes + 2 * shape.n_pages * static_cast<int64_t>(sizeof(uint8_t*)) +
                           SamplerScratch::bytes(settings_.n_vocab);
     }
+    const auto max_rows = static_cast<size_t>(settings_.max_rows);
+    query_rows_.reserve(max_rows);
+    block_rows_.reserve(2 * max_rows);
+    shared_blocks_.reserve(max_rows);
+    own_blocks_.reserve(max_rows);
+    tail_rows_.reserve(max_rows);
+    for (auto* each : {&group_of_, &group_size_, &group_shared_}) each->resize(max_rows);
+    part_starts_.resize(max_rows + 1);
     row_seq_.resize(static_cast<size_t>(settings_.max_rows));
     sampler_order_.resize(static_cast<size_t>(settings_.max_rows));
     page_writer_.resize(n_pages, -1);
-    scratch_bytes_ += settings_.max_rows * 12 + shape.n_pages * 4;
+    scratch_bytes_ += settings_.max_rows * (32 + 3 * static_cast<int64_t>(sizeof(QueryRow)) +
+                                            2 * static_cast<int64_t>(sizeof(AttentionBlock))) +
+                      shape.n_pages * 4;
+}
+
+void Program::collect_inputs() {
+    if (!finished_) fail("inputs are collected once the program is finished");
+    std::vector<int64_t> n_columns;
+    for (const Tensor& matrix : matrices_) n_columns.push_back(matrix.n_in);
+    inputs_ = std::make_unique<InputStatistics>(n_columns);
 }
 
 std::string Program::describe() const {

@@ -6,6 +6,7 @@
 // steps.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -14,7 +15,9 @@
 #include <vector>
 
 #include "arena.h"
+#include "input_statistics.h"
 #include "kernels.h"
+#include "readahead.h"
 #include "sampler.h"
 #include "threads.h"
 
@@ -49,6 +52,15 @@ constexpr int64_t kGatedChunk = 64;
 // short rounding activations to int8 saves nothing, and its noise alone moves log-probabilities by up to 0.1.
 constexpr int64_t kShortRow = 256;
 constexpr int64_t kExpandedRows = 16;  // weight rows expanded at once
+
+constexpr int64_t kAttentionRows =
+    32;  // query rows of one attention call, which share loaded keys and values
+constexpr int64_t kMaxPartsBytes = 4 << 20;
+constexpr int64_t kItemsPerThread = 4;  // pieces of work for each thread, so that a slow one costs little
+// Below this many multiply-adds a region costs more to share than to compute.
+constexpr int64_t kSerialMultiplies = 1 << 16;
+// Elements that elementwise work hands out at once.
+constexpr int64_t kChunkElements = 8 << 10;
 
 constexpr int kNumActForms = 3;
 inline uint32_t form_bit(ActForm form) { return 1U << static_cast<uint32_t>(form); }
@@ -153,6 +165,7 @@ struct StepInput {
     std::span<const int32_t> out_rows;   // (n_out) rows whose logits are wanted
     std::span<const int32_t> targets;    // (n_out) token whose log-probability is wanted, or -1
     std::span<Sampler* const> samplers;  // (n_out) nullptr: do not sample; one in several: they verify
+    float* logits = nullptr;             // (n_out, n_vocab) raw logits are copied here; nullptr: nobody asks
 };
 
 struct ProgramSettings {
@@ -186,18 +199,25 @@ class Program {
     bool finished() const { return finished_; }
     int64_t scratch_bytes() const { return scratch_bytes_; }  // buffers, logits and per-thread scratch
     int64_t logits_rows() const { return logits_rows_; }      // output rows of one tile
-    std::string describe() const;                             // one line per operation
+    // From now on steps sum the squares of every matrix's input (calibration).  To be called after finish().
+    void collect_inputs();
+    const InputStatistics* inputs() const { return inputs_.get(); }  // nullptr: nothing is collected
+    size_t n_matrices() const { return matrices_.size(); }
+    const Tensor& matrix_at(size_t index) const { return matrices_.at(index); }
+    std::string describe() const;  // one line per operation
 
   private:
     // Scratch of one thread, all of it taken in finish().
     struct ThreadScratch {
-        AlignedArray<uint8_t> row;                // (widest n_in) floats: MatmulArgs::scratch
-        AlignedArray<uint8_t> expanded;           // (kExpandedRows, kShortRow) floats
-        AlignedArray<uint8_t> attention;          // attention_scratch_floats(...) floats
-        AlignedArray<uint8_t> gate;               // (max_rows, kGatedChunk) floats
-        AlignedArray<uint8_t> up;                 // (max_rows, kGatedChunk) floats
-        std::vector<const uint8_t*> key_pages;    // (n_pages)
-        std::vector<const uint8_t*> value_pages;  // (n_pages)
+        AlignedArray<uint8_t> row;                 // (widest n_in) floats: MatmulArgs::scratch
+        AlignedArray<uint8_t> expanded;            // (kExpandedRows, kShortRow) floats
+        AlignedArray<uint8_t> attention;           // attention_scratch_floats(...) floats
+        AlignedArray<uint8_t> vector;              // one key or value as store_kv writes it
+        AlignedArray<uint8_t> gate;                // (max_rows, kGatedChunk) floats
+        AlignedArray<uint8_t> up;                  // (max_rows, kGatedChunk) floats
+        std::vector<AttentionRow> attention_rows;  // (kAttentionRows)
+        std::vector<const uint8_t*> key_pages;     // (n_pages)
+        std::vector<const uint8_t*> value_pages;   // (n_pages)
         SamplerScratch sampler;
     };
 
@@ -209,6 +229,23 @@ class Program {
         int64_t out_stride;
         int64_t chunk_rows;
         int64_t first_chunk;
+    };
+
+    // A row whose attention is wanted, and the row of the output buffer that gets it.
+    struct QueryRow {
+        int32_t row;
+        int32_t out;
+    };
+
+    // Rows query_rows_[first, first + n_rows), which see the pages of sequence seq, over positions [begin,
+    // end).
+    struct AttentionBlock {
+        int32_t seq;
+        int32_t first;
+        int32_t n_rows;
+        int64_t begin;
+        int64_t end;
+        bool finish;  // nothing follows behind end
     };
 
     void check_op(const EmbedOp& op);
@@ -241,13 +278,28 @@ class Program {
     void score_output(int64_t out, const float* logits, int thread) noexcept;
     void prepare_rows() noexcept;
     void rotate_and_append(const AttentionOp& op) noexcept;
+    void plan_attention() noexcept;
+    void plan_shared_ranges() noexcept;
+    bool plan_parts(int64_t n_kv_heads) noexcept;
+    void add_blocks(std::vector<AttentionBlock>& blocks, AttentionBlock block) noexcept;
+    int64_t shared_ranges(size_t leader, size_t seq) const noexcept;
     void attend(const AttentionOp& op) noexcept;
+    void attend_blocks(const AttentionOp& op, std::span<const AttentionBlock> blocks) noexcept;
+    void attend_parts(const AttentionOp& op) noexcept;
+    AttentionArgs attention_args(const AttentionOp& op, const AttentionBlock& block, int64_t head,
+                                 int thread) noexcept;
+    void find_tail();
+    std::unique_ptr<Readahead> plan_readahead() const;
+    void find_tail_rows() noexcept;
+    void begin_tail() noexcept;
+    int64_t live_row(int32_t row) const noexcept;
     void multiply(const Buffer& in, int64_t first_row, int64_t n_rows, std::span<Segment> segments,
                   bool accumulate) noexcept;
     void matmul(const Tensor& weight, const Buffer& in, int64_t first_row, int64_t n_rows, int64_t begin,
                 int64_t end, float* out, int64_t out_stride, const float* bias, bool accumulate,
                 int thread) noexcept;
     void expand_and_multiply(const Tensor& weight, MatmulArgs args, float* expanded) noexcept;
+    void observe(int weight, const Buffer& in, int64_t n_rows) noexcept;
     void quantize_row(const Buffer& buffer, int64_t row) noexcept;
     void quantize_rows(const Buffer& buffer, int64_t n_rows) noexcept;
     template <typename RowBody>
@@ -273,16 +325,51 @@ class Program {
     float* logits_ = nullptr;  // (logits_rows, logits_stride)
     float* cos_ = nullptr;     // (max_rows, n_rot / 2) angles of this step's rows
     float* sin_ = nullptr;
-    std::vector<int32_t> row_seq_;      // (max_rows) sequence of each row
-    std::vector<int32_t> page_writer_;  // (n_pages) sequence that writes it in the checked step, or -1
+    float* attention_max_ = nullptr;    // (max_rows, n_heads) states of the output rows
+    float* attention_total_ = nullptr;  // (max_rows, n_heads)
+    float* parts_ = nullptr;            // states of ranges that are computed apart
+    int64_t parts_floats_ = 0;
+    std::vector<QueryRow> query_rows_;           // (max_rows) rows of the attention that runs next, ascending
+    std::vector<QueryRow> block_rows_;           // (2 * max_rows) those of the blocks
+    std::vector<AttentionBlock> shared_blocks_;  // positions that several sequences share; before own_blocks_
+    std::vector<AttentionBlock> own_blocks_;
+    std::vector<int32_t> group_of_;      // (max_rows) per sequence: the first one with the same first range
+    std::vector<int32_t> group_size_;    // (max_rows)
+    std::vector<int32_t> group_shared_;  // (max_rows) ranges that the whole group shares
+    std::vector<int32_t> part_starts_;   // (max_rows + 1) first part of each query row
+    std::vector<int32_t> row_seq_;       // (max_rows) sequence of each row
+    std::vector<int32_t> page_writer_;   // (n_pages) sequence that writes it in the checked step, or -1
     std::vector<const Sampler*> sampler_order_;  // (max_rows) sorted samplers of the checked step
     std::vector<Segment> segments_;              // room for the widest LinearOp
     std::vector<ThreadScratch> threads_;         // (n_threads)
+    std::unique_ptr<InputStatistics> inputs_;    // of matrices_; nullptr: nothing is collected
+
+    // The tail: what follows the keys and values of the last layer, computed only for rows whose logits are
+    // wanted.
+    size_t tail_begin_ = 0;           // operation of the last attention; behind the last one: no tail
+    std::vector<int> tail_buffers_;   // read in the tail and written before it
+    std::vector<int32_t> tail_rows_;  // (max_rows) wanted rows, ascending, each once
+    bool in_tail_ = false;            // rows are now those of tail_rows_
+
+    std::unique_ptr<Readahead> readahead_;  // of the first step
 
     const StepInput* input_ = nullptr;  // of the step in flight
     std::span<RowScore> scores_;
     int64_t n_rows_ = 0;
+    int64_t n_live_ = 0;  // rows that operations work on: n_rows, or those of the tail
     int64_t n_out_ = 0;
 };
+
+// Calls body(thread, row) for rows [0, n_rows), shared out when there is enough to do.
+template <typename RowBody>
+void Program::for_each_row(int64_t n_rows, int64_t elements_per_row, const RowBody& body) noexcept {
+    const int64_t rows = std::max<int64_t>(1, kChunkElements / elements_per_row);
+    const int64_t chunk = n_rows * elements_per_row < 2 * kChunkElements ? n_rows : rows;
+    pool_->parallel_for(n_rows, chunk, [&](int thread, int64_t begin, int64_t end) noexcept {
+        for (int64_t row = begin; row < end; ++row) body(thread, row);
+    });
+}
+
+// Which sequence each row belongs to, and the angles of its position, once for all layers.
 
 }  // namespace quantd

@@ -9,16 +9,12 @@
 namespace quantd {
 namespace {
 
-// Below this many multiply-adds a region costs more to share than to compute.
-constexpr int64_t kSerialMultiplies = 1 << 16;
 // Weights of one chunk when few rows are multiplied: large enough to stream, small enough to balance.
 constexpr int64_t kChunkWeightBytes = 32 << 10;
 // Weight rows of one chunk are a multiple of this; kernels may work on groups of weight rows.
 constexpr int64_t kChunkRowMultiple = 16;
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kManyRowsChunk = 64;
-// Elements that elementwise work hands out at once.
-constexpr int64_t kChunkElements = 8 << 10;
 
 [[noreturn]] void refuse(const std::string& message) {
     throw std::invalid_argument("bad step plan: " + message);
@@ -170,24 +166,19 @@ void Program::step(const StepInput& input, std::span<RowScore> scores) noexcept 
     scores_ = scores;
     n_rows_ = static_cast<int64_t>(input.tokens.size());
     n_out_ = static_cast<int64_t>(input.out_rows.size());
+    n_live_ = n_rows_;
+    in_tail_ = false;
     prepare_rows();
-    for (const Op& op : ops_) {
-        std::visit([this](const auto& each) { run(each); }, op);
+    plan_attention();
+    for (size_t i = 0; i < ops_.size(); ++i) {
+        if (i == tail_begin_) find_tail_rows();
+        if (readahead_ != nullptr) readahead_->advance(static_cast<int64_t>(i));
+        std::visit([this](const auto& each) { run(each); }, ops_[i]);
     }
+    readahead_.reset();  // the weights have been read once
     input_ = nullptr;
 }
 
-// Calls body(thread, row) for rows [0, n_rows), shared out when there is enough to do.
-template <typename RowBody>
-void Program::for_each_row(int64_t n_rows, int64_t elements_per_row, const RowBody& body) noexcept {
-    const int64_t rows = std::max<int64_t>(1, kChunkElements / elements_per_row);
-    const int64_t chunk = n_rows * elements_per_row < 2 * kChunkElements ? n_rows : rows;
-    pool_->parallel_for(n_rows, chunk, [&](int thread, int64_t begin, int64_t end) noexcept {
-        for (int64_t row = begin; row < end; ++row) body(thread, row);
-    });
-}
-
-// Which sequence each row belongs to, and the angles of its position, once for all layers.
 void Program::prepare_rows() noexcept {
     const auto n_seqs = static_cast<int32_t>(input_->seq_starts.size()) - 1;
     for (int32_t seq = 0; seq < n_seqs; ++seq) {
@@ -206,6 +197,10 @@ void Program::prepare_rows() noexcept {
             sin_[row * n_pairs + i] = static_cast<float>(std::sin(angle));
         }
     });
+}
+
+void Program::observe(int weight, const Buffer& in, int64_t n_rows) noexcept {
+    if (inputs_ != nullptr) inputs_->add(static_cast<size_t>(weight), in.data, in.stride, n_rows);
 }
 
 // The forms in which matmuls read this row, made once by whoever wrote it.
@@ -242,7 +237,7 @@ void Program::run(const RmsNormOp& op) noexcept {
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     const Buffer& out = buffers_[static_cast<size_t>(op.out)];
     const auto* weight = reinterpret_cast<const float*>(vectors_[static_cast<size_t>(op.weight)].data);
-    for_each_row(op.outputs_only ? n_out_ : n_rows_, in.width, [&](int, int64_t row) {
+    for_each_row(op.outputs_only ? n_out_ : n_live_, in.width, [&](int, int64_t row) {
         kernels_.rms_norm(in.row(row), weight, out.row(row), in.width, op.eps);
         quantize_row(out, row);
     });
@@ -251,7 +246,7 @@ void Program::run(const RmsNormOp& op) noexcept {
 void Program::run(const HeadNormOp& op) noexcept {
     const Buffer& each = buffers_[static_cast<size_t>(op.buffer)];
     const auto* weight = reinterpret_cast<const float*>(vectors_[static_cast<size_t>(op.weight)].data);
-    for_each_row(n_rows_, each.width, [&](int, int64_t row) {
+    for_each_row(n_live_, each.width, [&](int, int64_t row) {
         for (int64_t at = 0; at < each.width; at += op.head_dim) {
             float* head = each.row(row) + at;
             kernels_.rms_norm(head, weight, head, op.head_dim, op.eps);
@@ -316,6 +311,7 @@ void Program::expand_and_multiply(const Tensor& weight, MatmulArgs args, float* 
 // All weights of the segments against rows [first_row, first_row + n_rows) of `in`, in one region.
 void Program::multiply(const Buffer& in, int64_t first_row, int64_t n_rows, std::span<Segment> segments,
                        bool accumulate) noexcept {
+    if (n_rows == 0) return;
     int64_t n_chunks = 0;
     int64_t multiplies = 0;
     for (Segment& segment : segments) {
@@ -342,6 +338,7 @@ void Program::run(const LinearOp& op) noexcept {
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     for (size_t i = 0; i < op.targets.size(); ++i) {
         const LinearTarget& target = op.targets[i];
+        observe(target.weight, in, n_rows_);
         const Buffer& out = buffers_[static_cast<size_t>(target.out)];
         const float* bias =
             target.bias == -1
@@ -350,18 +347,21 @@ void Program::run(const LinearOp& op) noexcept {
         segments_[i] =
             Segment{&matrices_[static_cast<size_t>(target.weight)], bias, out.data, out.stride, 0, 0};
     }
-    multiply(in, 0, n_rows_, std::span(segments_).first(op.targets.size()), op.accumulate);
+    multiply(in, 0, n_live_, std::span(segments_).first(op.targets.size()), op.accumulate);
     for (const LinearTarget& target : op.targets)
-        quantize_rows(buffers_[static_cast<size_t>(target.out)], n_rows_);
+        quantize_rows(buffers_[static_cast<size_t>(target.out)], n_live_);
 }
 
 void Program::run(const GatedLinearOp& op) noexcept {
+    if (n_live_ == 0) return;
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     const Buffer& out = buffers_[static_cast<size_t>(op.out)];
     const Tensor& gate = matrices_[static_cast<size_t>(op.gate)];
     const Tensor& up = matrices_[static_cast<size_t>(op.up)];
+    observe(op.gate, in, n_rows_);
+    observe(op.up, in, n_rows_);
     const int64_t n_chunks = (out.width + kGatedChunk - 1) / kGatedChunk;
-    const int64_t chunks_at_once = 2 * out.width * in.width * n_rows_ < kSerialMultiplies ? n_chunks : 1;
+    const int64_t chunks_at_once = 2 * out.width * in.width * n_live_ < kSerialMultiplies ? n_chunks : 1;
     // Rows [begin, begin + n) of a weight, as a weight of its own, so that its results start at column 0.
     const auto rows_of = [](const Tensor& weight, int64_t begin) {
         return Tensor{nullptr,          {},          weight.data + begin * weight.row_bytes,
@@ -374,100 +374,21 @@ void Program::run(const GatedLinearOp& op) noexcept {
         for (int64_t chunk = first; chunk < last; ++chunk) {
             const int64_t begin = chunk * kGatedChunk;
             const int64_t n = std::min(kGatedChunk, out.width - begin);
-            matmul(rows_of(gate, begin), in, 0, n_rows_, 0, n, gates, kGatedChunk, nullptr, false, thread);
-            matmul(rows_of(up, begin), in, 0, n_rows_, 0, n, ups, kGatedChunk, nullptr, false, thread);
-            for (int64_t row = 0; row < n_rows_; ++row) {
+            matmul(rows_of(gate, begin), in, 0, n_live_, 0, n, gates, kGatedChunk, nullptr, false, thread);
+            matmul(rows_of(up, begin), in, 0, n_live_, 0, n, ups, kGatedChunk, nullptr, false, thread);
+            for (int64_t row = 0; row < n_live_; ++row) {
                 kernels_.swiglu(gates + row * kGatedChunk, ups + row * kGatedChunk, out.row(row) + begin, n);
             }
         }
     });
-    quantize_rows(out, n_rows_);
-}
-
-void Program::run(const AttentionOp& op) noexcept {
-    rotate_and_append(op);
-    attend(op);
-    quantize_rows(buffers_[static_cast<size_t>(op.out)], n_rows_);
-}
-
-void Program::rotate_and_append(const AttentionOp& op) noexcept {
-    const ArenaShape& shape = arena_->shape();
-    const Buffer& q = buffers_[static_cast<size_t>(op.q)];
-    const Buffer& k = buffers_[static_cast<size_t>(op.k)];
-    const Buffer& v = buffers_[static_cast<size_t>(op.v)];
-    const int64_t n_pairs = settings_.n_rot / 2;
-    for_each_row(n_rows_, q.width + 2 * k.width, [&](int, int64_t row) {
-        const auto rotate = [&](float* head) {
-            if (n_pairs == 0) return;
-            kernels_.rope(head, cos_ + row * n_pairs, sin_ + row * n_pairs, settings_.n_rot, op.interleaved);
-        };
-        for (int64_t head = 0; head < op.n_heads; ++head) rotate(q.row(row) + head * shape.head_dim);
-        const int64_t position = input_->positions[static_cast<size_t>(row)];
-        const int32_t first_page =
-            input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
-        const int64_t page = input_->pages[static_cast<size_t>(first_page + position / shape.page_tokens)];
-        const int64_t offset_bytes = position % shape.page_tokens * arena_->row_bytes();
-        for (int64_t head = 0; head < shape.n_kv_heads; ++head) {
-            float* key = k.row(row) + head * shape.head_dim;
-            const float* value = v.row(row) + head * shape.head_dim;
-            rotate(key);
-            cache_kernels_.store_kv(key, arena_->keys(page, op.layer, head) + offset_bytes, shape.head_dim,
-                                    shape.kv_type);
-            cache_kernels_.store_kv(value, arena_->values(page, op.layer, head) + offset_bytes,
-                                    shape.head_dim, shape.kv_type);
-        }
-    });
-}
-
-void Program::attend(const AttentionOp& op) noexcept {
-    const ArenaShape& shape = arena_->shape();
-    const Buffer& q = buffers_[static_cast<size_t>(op.q)];
-    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
-    const int64_t group = op.n_heads / shape.n_kv_heads;
-    int64_t n_positions = 0;
-    for (const int32_t position : input_->positions) n_positions += position + 1;
-    const int64_t mean_multiplies = 2 * group * shape.head_dim * n_positions / n_rows_;
-    const int64_t n_items = n_rows_ * shape.n_kv_heads;
-    const int64_t chunk = n_items * mean_multiplies < kSerialMultiplies
-                              ? n_items
-                              : std::max<int64_t>(1, kSerialMultiplies / 4 / mean_multiplies);
-    // Rows of one KV head follow each other: its keys and values stay in the cache.
-    pool_->parallel_for(n_items, chunk, [&](int thread, int64_t begin, int64_t end) noexcept {
-        ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
-        for (int64_t item = begin; item < end; ++item) {
-            const int64_t head = item / n_rows_;
-            const int64_t row = item % n_rows_;
-            const int64_t positions = input_->positions[static_cast<size_t>(row)] + int64_t{1};
-            const int64_t n_pages = (positions + shape.page_tokens - 1) / shape.page_tokens;
-            const int32_t first_page =
-                input_->page_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)])];
-            for (int64_t i = 0; i < n_pages; ++i) {
-                const int64_t page = input_->pages[static_cast<size_t>(first_page + i)];
-                scratch.key_pages[static_cast<size_t>(i)] = arena_->keys(page, op.layer, head);
-                scratch.value_pages[static_cast<size_t>(i)] = arena_->values(page, op.layer, head);
-            }
-            AttentionArgs args{};
-            args.q = q.row(row) + head * group * shape.head_dim;
-            args.group = group;
-            args.head_dim = shape.head_dim;
-            args.k_pages = scratch.key_pages.data();
-            args.v_pages = scratch.value_pages.data();
-            args.page_tokens = shape.page_tokens;
-            args.n_positions = positions;
-            args.kv_type = shape.kv_type;
-            args.scale = op.scale;
-            args.scratch = reinterpret_cast<float*>(scratch.attention.get());
-            args.out = out.row(row) + head * group * shape.head_dim;
-            cache_kernels_.attention(args);
-        }
-    });
+    quantize_rows(out, n_live_);
 }
 
 void Program::run(const SelectOp& op) noexcept {
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     const Buffer& out = buffers_[static_cast<size_t>(op.out)];
     for_each_row(n_out_, in.width, [&](int, int64_t row) {
-        const float* from = in.row(input_->out_rows[static_cast<size_t>(row)]);
+        const float* from = in.row(live_row(input_->out_rows[static_cast<size_t>(row)]));
         std::memcpy(out.row(row), from, static_cast<size_t>(in.width) * sizeof(float));
         quantize_row(out, row);
     });
@@ -476,10 +397,15 @@ void Program::run(const SelectOp& op) noexcept {
 void Program::run(const HeadOp& op) noexcept {
     const Buffer& in = buffers_[static_cast<size_t>(op.in)];
     const Tensor& weight = matrices_[static_cast<size_t>(op.weight)];
+    observe(op.weight, in, n_out_);
     for (int64_t first = 0; first < n_out_; first += logits_rows_) {
         const int64_t rows = std::min(logits_rows_, n_out_ - first);
         Segment segment{&weight, nullptr, logits_, logits_stride_, 0, 0};
         multiply(in, first, rows, std::span(&segment, 1), false);
+        for (int64_t i = 0; input_->logits != nullptr && i < rows; ++i) {
+            std::memcpy(input_->logits + (first + i) * settings_.n_vocab, logits_ + i * logits_stride_,
+                        static_cast<size_t>(settings_.n_vocab) * sizeof(float));
+        }
         pool_->parallel_for(rows, 1, [&](int thread, int64_t begin, int64_t end) noexcept {
             for (int64_t i = begin; i < end; ++i) {
                 if (i > 0 && verifies_on(first + i)) continue;  // in order, by whoever has the first of them

@@ -251,18 +251,20 @@ class Runner:
         out_rows: Sequence[int],
         samplers: Sequence[Sampler | None] | None = None,
         targets: Sequence[int] | None = None,
+        page_lists: Sequence[Sequence[int]] | None = None,
     ) -> StepResult:
-        """Run one step; parts are (sequence, first position, tokens)."""
+        """Run one step; parts are (sequence, first position, tokens).  page_lists: of each part, instead of its own."""
         tokens = [token for _, _, part in parts for token in part]
         positions = [first + i for _, first, part in parts for i in range(len(part))]
-        pages = [seq * self.pages_each + i for seq, _, _ in parts for i in range(self.pages_each)]
+        if page_lists is None:
+            page_lists = [range(seq * self.pages_each, (seq + 1) * self.pages_each) for seq, _, _ in parts]
         return StepResult(
             *self.program.step(
                 ints(tokens),
                 ints(positions),
                 ints(np.cumsum([0] + [len(part) for _, _, part in parts])),
-                ints([self.pages_each * i for i in range(len(parts) + 1)]),
-                ints(pages),
+                ints(np.cumsum([0] + [len(pages) for pages in page_lists])),
+                ints([page for pages in page_lists for page in pages]),
                 ints(out_rows),
                 list(samplers if samplers is not None else [None] * len(out_rows)),
                 ints(targets if targets is not None else [-1] * len(out_rows)),

@@ -101,3 +101,74 @@ def test_same_seed_same_text_whatever_else_is_in_the_batch(model):
     alone = generate(0)
     assert generate(3) == alone
     assert len(set(alone)) > 3
+
+
+@pytest.mark.parametrize("level", kernel_levels())
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+def test_long_contexts(tmp_path, level, kv_type, n_kv_heads):
+    """Several ranges of positions: in one piece, in chunks, row by row, with ranges apart on several threads."""
+    model = write_tiny(tmp_path / "m.gguf", Tiny(head_dim=32, n_kv_heads=n_kv_heads, context=1024))
+    tokens = some_tokens(520, seed=4)
+
+    def last_rows(threads: int, cuts: list[int]) -> bytes:
+        runner = Runner(
+            model, level=level, kv_type=kv_type, threads=threads, max_rows=520, n_seqs=1, pages_each=20
+        )
+        found, first = [], 0
+        for end in [*cuts, 520]:
+            wanted = [row for row in range(end - first) if first + row >= 508]
+            result = runner.step([(0, first, tokens[first:end])], wanted, [greedy() for _ in wanted])
+            found += [row.tobytes() for row in result.top_logprobs]
+            first = end
+        return b"".join(found)
+
+    expected = last_rows(1, [])
+    for threads, cuts in [
+        (1, [100, 256, 300]),
+        (2, []),
+        (2, [509, 510, 511, 512, 513]),
+        (3, [7, 508, 510, 511, 513]),
+        (8, [257, 511, 519]),
+    ]:
+        assert last_rows(threads, cuts) == expected, (threads, cuts)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sessions_that_share_a_prefix(tmp_path, kv_type, threads):
+    """Pages in several sequences' lists are read once for all of them, and each gets what it gets alone."""
+    model = write_tiny(tmp_path / "m.gguf", Tiny(head_dim=32, context=1024))
+    prefix = some_tokens(560, seed=5)
+    tails = [some_tokens(n, seed=n) for n in (1, 5, 2, 40, 1)]
+    runner = Runner(model, kv_type=kv_type, threads=threads, max_rows=600, n_seqs=1, pages_each=80)
+    runner.step([(0, 0, prefix)], [])
+    runner.step([(0, 0, some_tokens(300, seed=6))], [], page_lists=[range(60, 70)])
+    # The first three go on behind 544 tokens of the prefix, the fourth behind 256 of them, the last behind another text.
+    firsts = [544, 544, 544, 256, 288]
+    page_lists = [
+        [*range(17), 20], [*range(17), 21], [*range(17), 22], [*range(8), 23, 24], [*range(60, 69), 25],
+    ]  # fmt: skip
+    parts = [(0, first, tail) for first, tail in zip(firsts, tails, strict=True)]
+    ends = (np.cumsum([len(tail) for tail in tails]) - 1).tolist()
+    together = runner.step(parts, ends, [greedy() for _ in ends], page_lists=page_lists)
+    for i, part in enumerate(parts):
+        alone = runner.step([part], [len(part[2]) - 1], [greedy()], page_lists=[page_lists[i]])
+        assert alone.top_logprobs[0].tobytes() == together.top_logprobs[i].tobytes(), i
+    # Of a step that wants few rows, also the last layer shares.
+    some = runner.step(parts, [ends[0], ends[3]], [greedy(), greedy()], page_lists=page_lists)
+    assert some.top_logprobs.tobytes() == together.top_logprobs[[0, 3]].tobytes()
+
+
+def test_rows_that_are_not_wanted_leave_their_keys(model):
+    """The last layer stores keys and values of all rows, whichever go on to the logits."""
+    tokens = some_tokens(60, seed=7)
+    runner = Runner(model, threads=2)
+    expected = runner.logprobs(tokens)
+    for wanted in ([], [3], [0, 39], list(range(0, 40, 3))):
+        runner = Runner(model, threads=2)
+        result = runner.step([(0, 0, tokens[:40])], wanted, [greedy() for _ in wanted])
+        for row, found in zip(wanted, result.top_logprobs, strict=True):
+            assert np.sort(found).tobytes() == np.sort(expected[row]).tobytes()
+        result = runner.step([(0, 40, tokens[40:])], [19], [greedy()])
+        assert np.sort(result.top_logprobs[0]).tobytes() == np.sort(expected[59]).tobytes()

@@ -34,8 +34,9 @@ void dequantize_iq4_nl(const uint8_t* row, float* out, int64_t n);
 void dequantize_iq4_xs(const uint8_t* row, float* out, int64_t n);
 void dequantize_mxfp4(const uint8_t* row, float* out, int64_t n);
 
-// For the head sizes that a wide level does not take.
+// For the head and page sizes that a wide level does not take.
 void attention(const AttentionArgs& args);
+void merge_attention(const AttentionMerge& args);
 }  // namespace quantd::scalar
 
 namespace quantd::avx2 {

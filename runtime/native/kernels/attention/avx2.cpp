@@ -1,48 +1,44 @@
-// Attention of one query row over KV pages, and the cached forms, 256 bits wide.
+// Attention of query rows over KV pages, and the cached forms, 256 bits wide.
 //
-// Two query heads share every loaded key and value.  Per page: scores of four positions at a time, a softmax
-// with a running maximum, then the weighted sum of the values, 32 dimensions of it in registers at a time.
-// What one head gets depends on its query and the positions only.  A head_dim that is no multiple of 8 goes
-// to the scalar level.
+// Up to kMaxRows query heads, of one row or of several, share every loaded key and value.  A range of
+// positions at a time: all its scores, with positions in lanes, one dimension after the other; a softmax; the
+// weighted sum of the values, 16 dimensions in registers over the whole range.  Every sum of one head runs in
+// one order, by dimension or by position, whatever the other heads are.
+//
+// q8_0 keys meet queries rounded to 15 bits: products of bytes and words are exact in int32 and take half the
+// multiply-adds of floats; the rounding is 1/250 of that of the keys.  The scales of q8_0 values are folded
+// into the weights.
+//
+// Bound by multiply-adds: 16 a cycle and core in floats.  Measured on Zen 3 (50.7 G multiply-adds/s a core in
+// a loop of nothing else), cache resident: f16 71 % of that in prompts (heads of 64; 79 %, heads of 128), 65
+// % in decoding with four heads for each KV head, where one core reads 16 GB/s of cache; q8_0 65 % and 55 %.
+// With one head for each KV head the bytes of f16 keys and values bound it: 35 GB/s a core.
+//
+// What this level does not take goes to the scalar one: a head_dim that is no multiple of 8, and pages that
+// neither divide a range into whole groups of positions nor hold whole ranges.
 #include <immintrin.h>
 #include <math.h>
 
 #include "blocks.h"
+#include "kernels/attention/kv_layout.h"
 #include "kernels/levels.h"
 #include "kernels/vector_exp.h"
 
 namespace quantd::avx2 {
 namespace {
 
-constexpr int kMaxHeads = 2;
+constexpr int kMaxRows = 6;  // query heads that share loads: 12 of 16 registers hold their sums
+constexpr int64_t kGroups = kAttentionRange / kKeyGroup;
 
-__m256 broadcast_f16(const uint8_t* p) {
-    uint16_t half;
-    __builtin_memcpy(&half, p, 2);
-    return _mm256_cvtph_ps(_mm_set1_epi16(static_cast<short>(half)));
+__m256 load_halves(const uint8_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// Eight elements of one cached row from element 8 * chunk on.
-struct F16Row {
-    static __m256 load(const uint8_t* row, int64_t chunk) {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + chunk * 16)));
-    }
-};
-struct Q8Row {
-    static __m256 load(const uint8_t* row, int64_t chunk) {
-        const uint8_t* block = row + chunk / 4 * int64_t(sizeof(BlockQ8_0));
-        const __m128i qs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + 2 + chunk % 4 * 8));
-        return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(qs)), broadcast_f16(block));
-    }
-};
-
-// The sums of four vectors.
-__m128 totals(__m256 a, __m256 b, __m256 c, __m256 d) {
-    const __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    return _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+float total_of(__m256 x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-
-float total_of(__m256 x) { return _mm_cvtss_f32(totals(x, x, x, x)); }
 
 float largest_of(__m256 x) {
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -50,130 +46,388 @@ float largest_of(__m256 x) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// One page, seen by some heads of the group.
-struct Page {
-    const uint8_t* rows;  // (count, head_dim) keys or values
-    int64_t row_bytes;
-    int64_t count;  // positions in use
-    int64_t head_dim;
-    int64_t stride;  // from one head's scores to the next one's
+float exp_of(float x) { return _mm256_cvtss_f32(vector_exp(_mm256_set1_ps(x))); }
+
+// Query heads that are worked on together.
+struct Tile {
+    const float* q[kMaxRows];     // (head_dim) F16 keys
+    const int16_t* qs[kMaxRows];  // (head_dim) q8_0 keys: the query is factor * qs
+    float factor[kMaxRows];       // takes a dot product to a score
+    int64_t count[kMaxRows];      // positions of the range that the head sees, >= 1
+    float* out[kMaxRows];         // the heads' states
+    float* max[kMaxRows];
+    float* total[kMaxRows];
 };
 
-// scores (kHeads, kTokens) of positions [t, t + kTokens).
-template <class Row, int kHeads, int kTokens>
-void score_tile(const Page& page, const float* q, float scale, int64_t t, float* scores) {
-    __m256 acc[kHeads][kTokens];
-    for (auto& head : acc) {
-        for (auto& lane : head) lane = _mm256_setzero_ps();
+// One range of positions.
+struct Range {
+    const uint8_t* keys[kGroups];          // each group of kKeyGroup positions
+    const uint8_t* values[kGroups];        // (kKeyGroup, head_dim) of the group
+    const uint8_t* value_scales[kGroups];  // q8_0: (head_dim / 32, scale_stride) f16, from the group's first
+    int64_t scale_stride;                  // bytes from one block of 32 to the next
+    int64_t head_dim;
+};
+
+// Scratch of one tile: (kMaxRows, kAttentionRange) scores, then weights; (kMaxRows, kAttentionRange) weights
+// times the scales of a block of values; (kMaxRows, head_dim) sums of the range.
+struct Work {
+    float* scores;
+    float* scaled;
+    float* sums;
+};
+
+// ---- scores
+// ---------------------------------------------------------------------------------------------------
+
+// Scores of kRows heads at the kBlocks groups from `group` on.
+template <int kRows, int kBlocks>
+void score_f16(const Tile& tile, const Range& range, int64_t group, float* scores) {
+    __m256 acc[kRows][2 * kBlocks];
+    for (auto& row : acc) {
+        for (auto& lane : row) lane = _mm256_setzero_ps();
     }
-    const uint8_t* rows = page.rows + t * page.row_bytes;
-    for (int64_t chunk = 0; chunk < page.head_dim / 8; ++chunk) {
-        __m256 key[kTokens];
-        for (int i = 0; i < kTokens; ++i) key[i] = Row::load(rows + i * page.row_bytes, chunk);
-        for (int h = 0; h < kHeads; ++h) {
-            const __m256 query = _mm256_loadu_ps(q + h * page.head_dim + chunk * 8);
-            for (int i = 0; i < kTokens; ++i) acc[h][i] = _mm256_fmadd_ps(query, key[i], acc[h][i]);
+    for (int64_t i = 0; i < range.head_dim; ++i) {
+        __m256 key[2 * kBlocks];
+        for (int b = 0; b < kBlocks; ++b) {
+            key[2 * b] = load_halves(range.keys[group + b] + i * 32);
+            key[2 * b + 1] = load_halves(range.keys[group + b] + i * 32 + 16);
+        }
+        for (int r = 0; r < kRows; ++r) {
+            const __m256 query = _mm256_broadcast_ss(tile.q[r] + i);
+            for (int v = 0; v < 2 * kBlocks; ++v) acc[r][v] = _mm256_fmadd_ps(query, key[v], acc[r][v]);
         }
     }
-    for (int h = 0; h < kHeads; ++h) {
-        if constexpr (kTokens == 4) {
-            const __m128 dots = totals(acc[h][0], acc[h][1], acc[h][2], acc[h][3]);
-            _mm_storeu_ps(scores + h * page.stride + t, _mm_mul_ps(dots, _mm_set1_ps(scale)));
-        } else {
-            scores[h * page.stride + t] = total_of(acc[h][0]) * scale;
+    for (int r = 0; r < kRows; ++r) {
+        float* out = scores + r * kAttentionRange + group * kKeyGroup;
+        for (int v = 0; v < 2 * kBlocks; ++v) {
+            _mm256_storeu_ps(out + 8 * v, _mm256_mul_ps(acc[r][v], _mm256_set1_ps(tile.factor[r])));
         }
     }
 }
 
-// Turns the scores (count) of a page into weights against the running maximum; updates the maximum and the
-// running sum of weights; returns the factor by which what was summed up before must shrink.  The scores' row
-// is padded to whole vectors: the lanes behind count are set to minus infinity, whose weight is zero.
-float softmax_page(float* scores, int64_t count, float* max, float* total) {
-    for (int64_t i = count; i % 8 != 0; ++i) scores[i] = -INFINITY;
-    __m256 largest = _mm256_set1_ps(*max);
-    for (int64_t i = 0; i < count; i += 8) {  // a NaN score leaves the maximum and shows in the sum
-        largest = _mm256_max_ps(_mm256_loadu_ps(scores + i), largest);
+template <int kRows>
+void score_q8(const Tile& tile, const Range& range, int64_t group, float* scores) {
+    const uint8_t* keys = range.keys[group];
+    const uint8_t* scales = keys + kKeyGroup * range.head_dim;
+    __m256 acc[kRows][2];
+    for (auto& row : acc) row[0] = row[1] = _mm256_setzero_ps();
+    for (int64_t block = 0; block < range.head_dim / kQ32; ++block) {
+        __m256i dots[kRows][2];
+        for (auto& row : dots) row[0] = row[1] = _mm256_setzero_si256();
+        for (int64_t pair = block * 16; pair < block * 16 + 16; ++pair) {
+            const auto* bytes = reinterpret_cast<const __m128i*>(keys + pair * 32);
+            const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
+            const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 1));
+            for (int r = 0; r < kRows; ++r) {
+                int32_t two;
+                __builtin_memcpy(&two, tile.qs[r] + 2 * pair, 4);
+                const __m256i query = _mm256_set1_epi32(two);
+                dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(low, query));
+                dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(high, query));
+            }
+        }
+        const __m256 d[2] = {load_halves(scales + block * 32), load_halves(scales + block * 32 + 16)};
+        for (int r = 0; r < kRows; ++r) {
+            for (int v = 0; v < 2; ++v) {
+                acc[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), d[v], acc[r][v]);
+            }
+        }
     }
-    const float new_max = largest_of(largest);
-    const float shrink = *max == new_max ? 1.0f : expf(*max - new_max);
+    for (int r = 0; r < kRows; ++r) {
+        float* out = scores + r * kAttentionRange + group * kKeyGroup;
+        for (int v = 0; v < 2; ++v) {
+            _mm256_storeu_ps(out + 8 * v, _mm256_mul_ps(acc[r][v], _mm256_set1_ps(tile.factor[r])));
+        }
+    }
+}
+
+// Scores (count) of one head to weights against their maximum, with their sum.  The lanes behind count up to
+// a whole vector get weight zero.  A NaN score leaves the maximum and shows in the sum.
+void softmax(float* scores, int64_t count, float* max, float* total) {
+    for (int64_t i = count; i % 8 != 0; ++i) scores[i] = -INFINITY;
+    __m256 largest = _mm256_set1_ps(-INFINITY);
+    for (int64_t i = 0; i < count; i += 8) largest = _mm256_max_ps(_mm256_loadu_ps(scores + i), largest);
+    *max = largest_of(largest);
     __m256 sum = _mm256_setzero_ps();
     for (int64_t i = 0; i < count; i += 8) {
-        const __m256 weight = vector_exp(_mm256_sub_ps(_mm256_loadu_ps(scores + i), _mm256_set1_ps(new_max)));
+        const __m256 weight = vector_exp(_mm256_sub_ps(_mm256_loadu_ps(scores + i), _mm256_set1_ps(*max)));
         _mm256_storeu_ps(scores + i, weight);
         sum = _mm256_add_ps(sum, weight);
     }
-    *total = *total * shrink + total_of(sum);
-    *max = new_max;
-    return shrink;
+    *total = total_of(sum);
 }
 
-// out (kHeads, 8 * kChunks) = out * shrink + weights . values, for the chunks from `chunk` on.  The first
-// page starts from zero.
-template <class Row, int kHeads, int kChunks>
-void value_tile(const Page& page, const float* weights, const float* shrink, bool first, int64_t chunk,
-                float* out) {
-    __m256 acc[kHeads][kChunks];
-    for (int h = 0; h < kHeads; ++h) {
+// ---- values
+// ---------------------------------------------------------------------------------------------------
+
+struct F16Values {
+    static constexpr int kBytes = 2;
+    static __m256 load(const uint8_t* p) { return load_halves(p); }
+};
+struct Q8Values {
+    static constexpr int kBytes = 1;
+    static __m256 load(const uint8_t* p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
+};
+
+// sums (kRows, 8 * kChunks) of dimensions from dim on += weights . values of positions [begin, end).
+template <class Values, int kRows, int kChunks>
+void sum_values(const Range& range, const float* weights, int64_t dim, int64_t begin, int64_t end,
+                float* sums) {
+    __m256 acc[kRows][kChunks];
+    for (int r = 0; r < kRows; ++r) {
         for (int c = 0; c < kChunks; ++c) {
-            const __m256 old = _mm256_loadu_ps(out + h * page.head_dim + (chunk + c) * 8);
-            acc[h][c] = first ? _mm256_setzero_ps() : _mm256_mul_ps(old, _mm256_set1_ps(shrink[h]));
+            acc[r][c] = _mm256_loadu_ps(sums + r * range.head_dim + dim + 8 * c);
         }
     }
-    for (int64_t t = 0; t < page.count; ++t) {
-        __m256 value[kChunks];
-        for (int c = 0; c < kChunks; ++c) value[c] = Row::load(page.rows + t * page.row_bytes, chunk + c);
-        for (int h = 0; h < kHeads; ++h) {
-            const __m256 weight = _mm256_set1_ps(weights[h * page.stride + t]);
-            for (int c = 0; c < kChunks; ++c) acc[h][c] = _mm256_fmadd_ps(weight, value[c], acc[h][c]);
+    const int64_t row_bytes = range.head_dim * Values::kBytes;
+    for (int64_t t = begin; t < end;) {
+        const uint8_t* values =
+            range.values[t / kKeyGroup] + t % kKeyGroup * row_bytes + dim * Values::kBytes;
+        const int64_t group_end = (t / kKeyGroup + 1) * kKeyGroup;
+        const int64_t stop = group_end < end ? group_end : end;
+        for (; t < stop; ++t, values += row_bytes) {
+            __m256 value[kChunks];
+            for (int c = 0; c < kChunks; ++c) value[c] = Values::load(values + 8 * c * Values::kBytes);
+            for (int r = 0; r < kRows; ++r) {
+                const __m256 weight = _mm256_broadcast_ss(weights + r * kAttentionRange + t);
+                for (int c = 0; c < kChunks; ++c) acc[r][c] = _mm256_fmadd_ps(weight, value[c], acc[r][c]);
+            }
         }
     }
-    for (int h = 0; h < kHeads; ++h) {
-        for (int c = 0; c < kChunks; ++c)
-            _mm256_storeu_ps(out + h * page.head_dim + (chunk + c) * 8, acc[h][c]);
+    for (int r = 0; r < kRows; ++r) {
+        for (int c = 0; c < kChunks; ++c) {
+            _mm256_storeu_ps(sums + r * range.head_dim + dim + 8 * c, acc[r][c]);
+        }
     }
 }
 
-// All pages for kHeads query heads.
-template <class Row, int kHeads>
-void attend(const AttentionArgs& args, int64_t head) {
-    const float* q = args.q + head * args.head_dim;
-    float* out = args.out + head * args.head_dim;
-    Page page{nullptr, kv_row_bytes(args.kv_type, args.head_dim), 0, args.head_dim,
-              (args.page_tokens + 15) / 16 * 16};
-    float max[kHeads], total[kHeads], shrink[kHeads];
-    for (int h = 0; h < kHeads; ++h) max[h] = -INFINITY, total[h] = 0;
-    const int64_t chunks = args.head_dim / 8;
-    for (int64_t start = 0, index = 0; start < args.n_positions; start += args.page_tokens, ++index) {
-        const int64_t left = args.n_positions - start;
-        page.count = left < args.page_tokens ? left : args.page_tokens;
-        page.rows = args.k_pages[index];
-        int64_t t = 0;
-        for (; t + 4 <= page.count; t += 4) score_tile<Row, kHeads, 4>(page, q, args.scale, t, args.scratch);
-        for (; t < page.count; ++t) score_tile<Row, kHeads, 1>(page, q, args.scale, t, args.scratch);
-        for (int h = 0; h < kHeads; ++h) {
-            shrink[h] = softmax_page(args.scratch + h * page.stride, page.count, &max[h], &total[h]);
-        }
-        page.rows = args.v_pages[index];
-        int64_t c = 0;
-        for (; c + 4 <= chunks; c += 4)
-            value_tile<Row, kHeads, 4>(page, args.scratch, shrink, start == 0, c, out);
-        for (; c < chunks; ++c) value_tile<Row, kHeads, 1>(page, args.scratch, shrink, start == 0, c, out);
+// Dimensions [dim, end_dim): together as far as all heads see, then each head alone.
+template <class Values, int kRows>
+void sum_dimensions(const Tile& tile, const Range& range, const float* weights, int64_t dim, int64_t end_dim,
+                    float* sums) {
+    constexpr int kChunks = kRows > 2 ? 2 : 4;
+    int64_t common = tile.count[0];
+    for (int r = 1; r < kRows; ++r) common = tile.count[r] < common ? tile.count[r] : common;
+    int64_t at = dim;
+    for (; at + 8 * kChunks <= end_dim; at += 8 * kChunks) {
+        sum_values<Values, kRows, kChunks>(range, weights, at, 0, common, sums);
     }
-    for (int h = 0; h < kHeads; ++h) {
-        for (int64_t i = 0; i < args.head_dim; ++i) out[h * args.head_dim + i] /= total[h];
+    for (; at < end_dim; at += 8) sum_values<Values, kRows, 1>(range, weights, at, 0, common, sums);
+    for (int r = 0; r < kRows; ++r) {
+        if (tile.count[r] == common) continue;
+        for (at = dim; at < end_dim; at += 8) {
+            sum_values<Values, 1, 1>(range, weights + r * kAttentionRange, at, common, tile.count[r],
+                                     sums + r * range.head_dim);
+        }
     }
 }
 
-template <class Row>
-void attend_group(const AttentionArgs& args) {
-    int64_t head = 0;
-    for (; head + kMaxHeads <= args.group; head += kMaxHeads) attend<Row, kMaxHeads>(args, head);
-    for (; head < args.group; ++head) attend<Row, 1>(args, head);
+// ---- a tile
+// ---------------------------------------------------------------------------------------------------
+
+// The state of one head goes on with the sums of a range.
+void merge(float* out, float* max, float* total, const float* part, float part_max, float part_total,
+           int64_t head_dim) {
+    const float new_max = part_max > *max ? part_max : *max;
+    const float old_weight = exp_of(*max - new_max), part_weight = exp_of(part_max - new_max);
+    const __m256 old_factor = _mm256_set1_ps(old_weight), part_factor = _mm256_set1_ps(part_weight);
+    for (int64_t i = 0; i < head_dim; i += 8) {
+        const __m256 more = _mm256_mul_ps(_mm256_loadu_ps(part + i), part_factor);
+        _mm256_storeu_ps(out + i, _mm256_fmadd_ps(_mm256_loadu_ps(out + i), old_factor, more));
+    }
+    *total = *total * old_weight + part_total * part_weight;
+    *max = new_max;
+}
+
+template <bool kQ8, int kRows>
+void attend_tile(const Tile& tile, const Range& range, const Work& work) {
+    int64_t most = 0;
+    for (int r = 0; r < kRows; ++r) most = tile.count[r] > most ? tile.count[r] : most;
+    const int64_t n_groups = (most + kKeyGroup - 1) / kKeyGroup;
+    int64_t group = 0;
+    if constexpr (kQ8) {
+        for (; group < n_groups; ++group) score_q8<kRows>(tile, range, group, work.scores);
+    } else {
+        // Few heads: more positions at once, so that the sums do not wait for one another.
+        constexpr int kBlocks = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;
+        for (; group + kBlocks <= n_groups; group += kBlocks) {
+            score_f16<kRows, kBlocks>(tile, range, group, work.scores);
+        }
+        for (; group < n_groups; ++group) score_f16<kRows, 1>(tile, range, group, work.scores);
+    }
+    float max[kRows], total[kRows];
+    for (int r = 0; r < kRows; ++r) {
+        softmax(work.scores + r * kAttentionRange, tile.count[r], &max[r], &total[r]);
+    }
+    __builtin_memset(work.sums, 0, static_cast<size_t>(kRows * range.head_dim) * sizeof(float));
+    if constexpr (kQ8) {
+        for (int64_t block = 0; block < range.head_dim / kQ32; ++block) {
+            for (int64_t t = 0; t < most; t += 8) {
+                const __m256 d = load_halves(range.value_scales[t / kKeyGroup] + block * range.scale_stride +
+                                             t % kKeyGroup * 2);
+                for (int r = 0; r < kRows; ++r) {
+                    const int64_t at = r * kAttentionRange + t;
+                    _mm256_storeu_ps(work.scaled + at, _mm256_mul_ps(_mm256_loadu_ps(work.scores + at), d));
+                }
+            }
+            sum_dimensions<Q8Values, kRows>(tile, range, work.scaled, block * kQ32, block * kQ32 + kQ32,
+                                            work.sums);
+        }
+    } else {
+        sum_dimensions<F16Values, kRows>(tile, range, work.scores, 0, range.head_dim, work.sums);
+    }
+    for (int r = 0; r < kRows; ++r) {
+        merge(tile.out[r], tile.max[r], tile.total[r], work.sums + r * range.head_dim, max[r], total[r],
+              range.head_dim);
+    }
+}
+
+template <bool kQ8, int kRows = kMaxRows>
+void attend_tile_of(int64_t rows, const Tile& tile, const Range& range, const Work& work) {
+    if constexpr (kRows > 1) {
+        if (rows < kRows) return attend_tile_of<kQ8, kRows - 1>(rows, tile, range, work);
+    }
+    attend_tile<kQ8, kRows>(tile, range, work);
+}
+
+// ---- all rows
+// -------------------------------------------------------------------------------------------------
+
+// A query (head_dim) rounded to 15 bits; returns its scale, NaN where it is not finite.
+float round_query(const float* q, int16_t* qs, int64_t head_dim) {
+    const __m256 sign_off = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256i bits = _mm256_setzero_si256();  // of |q|: NaN above infinity above all numbers
+    for (int64_t i = 0; i < head_dim; i += 8) {
+        const __m256 magnitude = _mm256_and_ps(_mm256_loadu_ps(q + i), sign_off);
+        bits = _mm256_max_epu32(bits, _mm256_castps_si256(magnitude));
+    }
+    alignas(32) uint32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), bits);
+    uint32_t max_bits = 0;
+    for (const uint32_t lane : lanes) max_bits = lane > max_bits ? lane : max_bits;
+    float max;
+    __builtin_memcpy(&max, &max_bits, 4);
+    if (max_bits >= 0x7f800000u || max < 1e-30f) {
+        __builtin_memset(qs, 0, static_cast<size_t>(head_dim) * sizeof(int16_t));
+        return max_bits >= 0x7f800000u ? __builtin_nanf("") : 0.0f;
+    }
+    const __m256 factor = _mm256_set1_ps(32767.0f / max);
+    for (int64_t i = 0; i < head_dim; i += 8) {
+        const __m256i words = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(q + i), factor));
+        const __m128i packed =
+            _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(qs + i), packed);
+    }
+    return max / 32767.0f;
+}
+
+// Where the groups of the range from `begin` on lie; those that the range needs.
+void find_groups(const AttentionArgs& args, int64_t begin, int64_t end, Range* range) {
+    const bool q8 = args.kv_type == KvType::Q8_0;
+    const int64_t row_bytes = kv_row_bytes(args.kv_type, args.head_dim);
+    range->head_dim = args.head_dim;
+    range->scale_stride = padded_tokens(args.page_tokens) * 2;
+    for (int64_t t = begin; t < end; t += kKeyGroup) {
+        const int64_t page = t / args.page_tokens, in_page = t % args.page_tokens;
+        const int64_t group = (t - begin) / kKeyGroup;
+        range->keys[group] = args.k_pages[page] + in_page * row_bytes;
+        const uint8_t* values = args.v_pages[page];
+        range->values[group] = values + in_page * args.head_dim * (q8 ? 1 : 2);
+        range->value_scales[group] =
+            values + q8_value_scale_offset(in_page, 0, args.head_dim, args.page_tokens);
+    }
+}
+
+template <bool kQ8>
+void attend(const AttentionArgs& args) {
+    const int64_t group = args.group, head_dim = args.head_dim, n_heads = args.n_rows * group;
+    Work work;
+    work.scores = args.scratch;
+    work.scaled = work.scores + kMaxRows * kAttentionRange;
+    work.sums = work.scaled + kMaxRows * kAttentionRange;
+    float* factors = work.sums + kMaxRows * head_dim;               // (n_heads)
+    auto* queries = reinterpret_cast<int16_t*>(factors + n_heads);  // (n_heads, head_dim)
+    for (int64_t r = 0; r < args.n_rows; ++r) {
+        const AttentionRow& row = args.rows[r];
+        for (int64_t h = 0; h < group; ++h) {
+            float& factor = factors[r * group + h];
+            factor = args.scale;
+            if constexpr (kQ8) {
+                int16_t* query = queries + (r * group + h) * head_dim;
+                factor *= round_query(row.q + h * head_dim, query, head_dim);
+            }
+            if (!args.fresh) continue;
+            __builtin_memset(row.out + h * head_dim, 0, static_cast<size_t>(head_dim) * sizeof(float));
+            row.max[h] = -INFINITY;
+            row.total[h] = 0;
+        }
+    }
+    Range range;
+    for (int64_t begin = args.begin; begin < args.end; begin += kAttentionRange) {
+        const int64_t end = begin + kAttentionRange < args.end ? begin + kAttentionRange : args.end;
+        find_groups(args, begin, end, &range);
+        Tile tile;
+        int64_t n_tile = 0, left = 0;
+        for (int64_t r = 0; r < args.n_rows; ++r) left += args.rows[r].end > begin ? group : 0;
+        // The heads that see the range, in tiles of much the same size.
+        for (int64_t r = 0; r < args.n_rows; ++r) {
+            const AttentionRow& row = args.rows[r];
+            if (row.end <= begin) continue;
+            const int64_t count = (row.end < end ? row.end : end) - begin;
+            for (int64_t h = 0; h < group; ++h) {
+                tile.q[n_tile] = row.q + h * head_dim;
+                tile.qs[n_tile] = queries + (r * group + h) * head_dim;
+                tile.factor[n_tile] = factors[r * group + h];
+                tile.count[n_tile] = count;
+                tile.out[n_tile] = row.out + h * head_dim;
+                tile.max[n_tile] = row.max + h;
+                tile.total[n_tile] = row.total + h;
+                ++n_tile;
+                const int64_t n_tiles = (left + kMaxRows - 1) / kMaxRows;
+                if (n_tile < (left + n_tiles - 1) / n_tiles) continue;
+                attend_tile_of<kQ8>(n_tile, tile, range, work);
+                left -= n_tile;
+                n_tile = 0;
+            }
+        }
+    }
+    if (!args.finish) return;
+    for (int64_t r = 0; r < args.n_rows; ++r) {
+        const AttentionRow& row = args.rows[r];
+        for (int64_t h = 0; h < group; ++h) {
+            float* out = row.out + h * head_dim;
+            for (int64_t i = 0; i < head_dim; ++i) out[i] /= row.total[h];
+        }
+    }
+}
+
+bool takes(int64_t head_dim, int64_t page_tokens) {
+    const bool whole_groups = page_tokens % kKeyGroup == 0;
+    const bool aligned = kAttentionRange % page_tokens == 0 || page_tokens % kAttentionRange == 0;
+    return head_dim % 8 == 0 && whole_groups && aligned;
 }
 
 void attention(const AttentionArgs& args) {
-    if (args.head_dim % 8 != 0) return scalar::attention(args);
-    args.kv_type == KvType::F16 ? attend_group<F16Row>(args) : attend_group<Q8Row>(args);
+    if (!takes(args.head_dim, args.page_tokens)) return scalar::attention(args);
+    args.kv_type == KvType::F16 ? attend<false>(args) : attend<true>(args);
+}
+
+void merge_attention(const AttentionMerge& args) {
+    if (!takes(args.head_dim, args.page_tokens)) return scalar::merge_attention(args);
+    for (int64_t head = 0; head < args.group; ++head) {
+        float* out = args.out + head * args.head_dim;
+        __builtin_memset(out, 0, static_cast<size_t>(args.head_dim) * sizeof(float));
+        float max = -INFINITY, total = 0;
+        for (int64_t p = 0; p < args.n_parts; ++p) {
+            const float* part = args.parts + p * args.part_stride;
+            const float* part_max = part + args.group * args.head_dim;
+            merge(out, &max, &total, part + head * args.head_dim, part_max[head], part_max[args.group + head],
+                  args.head_dim);
+        }
+        for (int64_t i = 0; i < args.head_dim; ++i) out[i] /= total;
+    }
 }
 
 void store_f16(const float* x, uint8_t* out, int64_t n) {
@@ -240,6 +494,7 @@ void store_kv(const float* x, uint8_t* out, int64_t head_dim, KvType type) {
 void add_attention(Kernels& table) {
     table.store_kv = store_kv;
     table.attention = attention;
+    table.merge_attention = merge_attention;
 }
 
 }  // namespace quantd::avx2

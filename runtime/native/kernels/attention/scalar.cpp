@@ -1,6 +1,5 @@
-// Attention of one query row against cached keys and values, and the form in which they are cached: the
-// specification.  The softmax is computed page by page with a running maximum, so that no buffer grows with
-// the context.
+// Attention of query rows against cached keys and values, and the form in which they are cached: the
+// specification.  The softmax is computed range by range, so that no buffer grows with the context.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -8,6 +7,7 @@
 
 #include "blocks.h"
 #include "half.h"
+#include "kernels/attention/kv_layout.h"
 #include "kernels/levels.h"
 
 namespace quantd::scalar {
@@ -46,65 +46,116 @@ void store_kv(const float* x, uint8_t* out, int64_t head_dim, KvType type) {
     type == KvType::F16 ? store_f16(x, out, head_dim) : store_q8_0(x, out, head_dim);
 }
 
+// Key or value t of a run as floats.
+void load_key(const uint8_t* run, int64_t t, int64_t head_dim, KvType type, float* out) {
+    for (int64_t i = 0; i < head_dim; ++i) {
+        if (type == KvType::F32) {
+            std::memcpy(out + i, run + key_offset(t, i, head_dim, 4), 4);
+        } else if (type == KvType::F16) {
+            uint16_t half;
+            std::memcpy(&half, run + key_offset(t, i, head_dim, 2), 2);
+            out[i] = f16_to_f32(half);
+        } else {
+            uint16_t d;
+            std::memcpy(&d, run + q8_key_scale_offset(t, i / kQ32, head_dim), 2);
+            out[i] = f16_to_f32(d) * float(static_cast<int8_t>(run[q8_key_offset(t, i, head_dim)]));
+        }
+    }
+}
+
+void load_value(const uint8_t* run, int64_t t, int64_t head_dim, int64_t page_tokens, KvType type,
+                float* out) {
+    if (type == KvType::F32) return dequantize_f32(run + value_offset(t, 0, head_dim, 4), out, head_dim);
+    if (type == KvType::F16) return dequantize_f16(run + value_offset(t, 0, head_dim, 2), out, head_dim);
+    for (int64_t i = 0; i < head_dim; ++i) {
+        uint16_t d;
+        std::memcpy(&d, run + q8_value_scale_offset(t, i / kQ32, head_dim, page_tokens), 2);
+        out[i] = f16_to_f32(d) * float(static_cast<int8_t>(run[t * head_dim + i]));
+    }
+}
+
+// The state of one query head: (out (head_dim), max, total) goes on with a part of later positions.
+void merge(float* out, float* max, float* total, const float* part, float part_max, float part_total,
+           int64_t head_dim) {
+    const float new_max = part_max > *max ? part_max : *max;
+    // A head that has seen nothing yet has a weight of zero, also where the part saw NaN only.
+    const float old_weight = std::exp(*max - new_max), part_weight = std::exp(part_max - new_max);
+    for (int64_t i = 0; i < head_dim; ++i) out[i] = out[i] * old_weight + part[i] * part_weight;
+    *total = *total * old_weight + part_total * part_weight;
+    *max = new_max;
+}
+
+void begin_head(float* out, float* max, float* total, int64_t head_dim) {
+    for (int64_t i = 0; i < head_dim; ++i) out[i] = 0;
+    *max = -std::numeric_limits<float>::infinity();
+    *total = 0;
+}
+
+// Positions [begin, end) of one range for one query head.
+void attend_range(const AttentionArgs& args, const AttentionRow& row, int64_t head, int64_t begin,
+                  int64_t end) {
+    const int64_t head_dim = args.head_dim;
+    float* vector = args.scratch;      // (head_dim) one key or value
+    float* part = vector + head_dim;   // (head_dim)
+    float* weights = part + head_dim;  // (kAttentionRange) scores, then weights
+    const float* q = row.q + head * head_dim;
+    float max, total;
+    begin_head(part, &max, &total, head_dim);
+    for (int64_t t = begin; t < end; ++t) {
+        load_key(args.k_pages[t / args.page_tokens], t % args.page_tokens, head_dim, args.kv_type, vector);
+        double dot = 0;
+        for (int64_t i = 0; i < head_dim; ++i) dot += double(q[i]) * double(vector[i]);
+        const float score = static_cast<float>(dot) * args.scale;
+        weights[t - begin] = score;
+        max = score > max ? score : max;
+    }
+    for (int64_t t = begin; t < end; ++t) {
+        const float weight = std::exp(weights[t - begin] - max);
+        total += weight;
+        load_value(args.v_pages[t / args.page_tokens], t % args.page_tokens, head_dim, args.page_tokens,
+                   args.kv_type, vector);
+        for (int64_t i = 0; i < head_dim; ++i) part[i] += weight * vector[i];
+    }
+    merge(row.out + head * head_dim, row.max + head, row.total + head, part, max, total, head_dim);
+}
+
 }  // namespace
 
 void attention(const AttentionArgs& args) {
-    const int64_t head_dim = args.head_dim, group = args.group;
-    const int64_t row_bytes = kv_row_bytes(args.kv_type, head_dim);
-    auto expand = args.kv_type == KvType::F32   ? dequantize_f32
-                  : args.kv_type == KvType::F16 ? dequantize_f16
-                                                : dequantize_q8_0;
-    float* row = args.scratch;       // (head_dim) one key or value
-    float* max = row + head_dim;     // (group) running maximum of the scores
-    float* total = max + group;      // (group) running sum of the weights
-    float* weights = total + group;  // (group, page_tokens) scores, then weights, of one page
-    for (int64_t g = 0; g < group; ++g) {
-        max[g] = -std::numeric_limits<float>::infinity();
-        total[g] = 0;
-        for (int64_t i = 0; i < head_dim; ++i) args.out[g * head_dim + i] = 0;
-    }
-    for (int64_t start = 0, page = 0; start < args.n_positions; start += args.page_tokens, ++page) {
-        const int64_t left = args.n_positions - start;
-        const int64_t count = left < args.page_tokens ? left : args.page_tokens;
-        for (int64_t t = 0; t < count; ++t) {
-            expand(args.k_pages[page] + t * row_bytes, row, head_dim);
-            for (int64_t g = 0; g < group; ++g) {
-                double dot = 0;
-                for (int64_t i = 0; i < head_dim; ++i)
-                    dot += double(args.q[g * head_dim + i]) * double(row[i]);
-                weights[g * args.page_tokens + t] = static_cast<float>(dot) * args.scale;
+    for (int64_t r = 0; r < args.n_rows; ++r) {
+        const AttentionRow& row = args.rows[r];
+        const int64_t end = row.end < args.end ? row.end : args.end;
+        for (int64_t head = 0; head < args.group; ++head) {
+            float* out = row.out + head * args.head_dim;
+            if (args.fresh) begin_head(out, row.max + head, row.total + head, args.head_dim);
+            for (int64_t begin = args.begin; begin < end; begin += kAttentionRange) {
+                const int64_t range_end = begin + kAttentionRange;
+                attend_range(args, row, head, begin, range_end < end ? range_end : end);
             }
-        }
-        for (int64_t g = 0; g < group; ++g) {
-            float* page_weights = weights + g * args.page_tokens;
-            float new_max = max[g];
-            for (int64_t t = 0; t < count; ++t)
-                new_max = page_weights[t] > new_max ? page_weights[t] : new_max;
-            const float shrink = max[g] == new_max ? 1.0f : std::exp(max[g] - new_max);
-            max[g] = new_max;
-            total[g] *= shrink;
-            for (int64_t i = 0; i < head_dim; ++i) args.out[g * head_dim + i] *= shrink;
-            for (int64_t t = 0; t < count; ++t) {
-                page_weights[t] = std::exp(page_weights[t] - new_max);
-                total[g] += page_weights[t];
-            }
-        }
-        for (int64_t t = 0; t < count; ++t) {
-            expand(args.v_pages[page] + t * row_bytes, row, head_dim);
-            for (int64_t g = 0; g < group; ++g) {
-                const float weight = weights[g * args.page_tokens + t];
-                for (int64_t i = 0; i < head_dim; ++i) args.out[g * head_dim + i] += weight * row[i];
-            }
+            for (int64_t i = 0; args.finish && i < args.head_dim; ++i) out[i] /= row.total[head];
         }
     }
-    for (int64_t g = 0; g < group; ++g) {
-        for (int64_t i = 0; i < head_dim; ++i) args.out[g * head_dim + i] /= total[g];
+}
+
+void merge_attention(const AttentionMerge& args) {
+    for (int64_t head = 0; head < args.group; ++head) {
+        float* out = args.out + head * args.head_dim;
+        float max, total;
+        begin_head(out, &max, &total, args.head_dim);
+        for (int64_t p = 0; p < args.n_parts; ++p) {
+            const float* part = args.parts + p * args.part_stride;
+            const float* part_max = part + args.group * args.head_dim;
+            merge(out, &max, &total, part + head * args.head_dim, part_max[head], part_max[args.group + head],
+                  args.head_dim);
+        }
+        for (int64_t i = 0; i < args.head_dim; ++i) out[i] /= total;
     }
 }
 
 void add_attention(Kernels& table) {
     table.store_kv = store_kv;
     table.attention = attention;
+    table.merge_attention = merge_attention;
 }
 
 }  // namespace quantd::scalar

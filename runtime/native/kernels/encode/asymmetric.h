@@ -5,38 +5,64 @@ struct Fit {
     Lanes scale, minimum, error;
 };
 
-// One candidate: q = round((x - base) * inverse), then the least-squares scale and minimum for these q.  The
-// error comes out of the sums in closed form, without a second pass.  kBounded: the minimum must not be above
-// zero.
-template <int kMaxQ, bool kBounded, int N>
-QUANTD_PASS void try_candidate(const Sub<N>& sub, const Lanes& base, const Lanes& inverse, Fit& best) {
-    const Lanes zero = all(0.0f), max_q = all(kMaxQ);
-    Lanes sum_q = zero, sum_qq = zero, sum_qx = zero;
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = smaller(larger(nearest((sub.x[i] - base) * inverse), zero), max_q);
-        const Lanes wq = sub.weight[i] * q;
-        sum_q = sum_q + wq;
-        sum_qq = sum_qq + wq * q;
-        sum_qx = sum_qx + wq * sub.x[i];
-    }
+// Weighted sums over the q of a candidate.
+struct QSums {
+    Lanes q, qq, qx;
+};
+
+// The least-squares scale and minimum for these q.  The error comes out of the sums in closed form, without a
+// second pass.  kBounded: the minimum must not be above zero.
+template <bool kBounded, int N>
+QUANTD_INLINE void consider(const Sub<N>& sub, const QSums& sums, Fit& best) {
+    const Lanes zero = all(0.0f);
     // Without a spread of q the determinant is nothing but rounding: then only a fit through zero is left.
-    const Lanes product = sub.sum_w * sum_qq;
-    const Lanes determinant = product - sum_q * sum_q;
+    const Lanes product = sub.sum_w * sums.qq;
+    const Lanes determinant = product - sums.q * sums.q;
     Mask usable = product * all(3e-6f) < determinant;
     const Lanes divisor = select(usable, determinant, all(1.0f));
-    Lanes scale = (sub.sum_w * sum_qx - sub.sum_wx * sum_q) / divisor;
-    Lanes minimum = (sum_qq * sub.sum_wx - sum_q * sum_qx) / divisor;
+    Lanes scale = (sub.sum_w * sums.qx - sub.sum_wx * sums.q) / divisor;
+    Lanes minimum = (sums.qq * sub.sum_wx - sums.q * sums.qx) / divisor;
     if (kBounded) {
         const Mask inside = usable & (minimum < zero);
-        usable = zero < sum_qq;
-        scale = select(inside, scale, sum_qx / select(usable, sum_qq, all(1.0f)));
+        usable = zero < sums.qq;
+        scale = select(inside, scale, sums.qx / select(usable, sums.qq, all(1.0f)));
         minimum = select(inside, minimum, zero);
     }
-    const Lanes error = sub.sum_wxx - scale * sum_qx - minimum * sub.sum_wx;
+    const Lanes error = sub.sum_wxx - scale * sums.qx - minimum * sub.sum_wx;
     const Mask better = (error < best.error) & usable & (zero < scale);
     best.scale = select(better, scale, best.scale);
     best.minimum = select(better, minimum, best.minimum);
     best.error = select(better, error, best.error);
+}
+
+// q = round(x / range * numerator) over x that begin at 0: nothing lies below it.
+template <int kMaxQ, int N>
+QUANTD_PASS QSums sums_from_zero(const Sub<N>& sub, const Lanes* shifted, const Lanes& inverse) {
+    const Lanes zero = all(0.0f), max_q = all(kMaxQ);
+    QSums sums{zero, zero, zero};
+    for (int i = 0; i < N; ++i) {
+        const Lanes q = smaller(nearest(shifted[i] * inverse), max_q);
+        const Lanes wq = sub.weight[i] * q;
+        sums.q = sums.q + wq;
+        sums.qq = sums.qq + wq * q;
+        sums.qx = sums.qx + wq * sub.x[i];
+    }
+    return sums;
+}
+
+// q = round((x + offset) * inverse)
+template <int kMaxQ, int N>
+QUANTD_PASS QSums sums_of(const Sub<N>& sub, const Lanes& offset, const Lanes& inverse) {
+    const Lanes zero = all(0.0f), max_q = all(kMaxQ);
+    QSums sums{zero, zero, zero};
+    for (int i = 0; i < N; ++i) {
+        const Lanes q = smaller(larger(nearest((sub.x[i] + offset) * inverse), zero), max_q);
+        const Lanes wq = sub.weight[i] * q;
+        sums.q = sums.q + wq;
+        sums.qq = sums.qq + wq * q;
+        sums.qx = sums.qx + wq * sub.x[i];
+    }
+    return sums;
 }
 
 // The best real-valued scale and minimum of each lane: a grid of inverse scales around kMaxQ / range, then
@@ -49,16 +75,18 @@ QUANTD_INLINE Fit search(const Sub<N>& sub) {
     const Lanes range = sub.high - low;
     const Mask flat = range < all(kTiny);
     const Lanes safe_range = select(flat, all(1.0f), range);
+    Lanes shifted[N];
+    for (int i = 0; i < N; ++i) shifted[i] = sub.x[i] - low;
     Fit best{zero, low, all(3.0e38f)};
     for (int step = 0; step < kGridSteps; ++step) {
         const float offset = kFewLevels ? kFewGridFirst + kFewGridStep * static_cast<float>(step)
                                         : kGridFirst + kGridStep * static_cast<float>(step);
-        const float numerator = static_cast<float>(kMaxQ) + offset;
-        try_candidate<kMaxQ, kBounded>(sub, low, all(numerator) / safe_range, best);
+        const Lanes inverse = all(static_cast<float>(kMaxQ) + offset) / safe_range;
+        consider<kBounded>(sub, sums_from_zero<kMaxQ>(sub, shifted, inverse), best);
     }
     for (int step = 0; step < kPolishSteps; ++step) {
         const Lanes inverse = all(kPolish[step]) / select(zero < best.scale, best.scale, all(1.0f));
-        try_candidate<kMaxQ, kBounded>(sub, best.minimum, inverse, best);
+        consider<kBounded>(sub, sums_of<kMaxQ>(sub, zero - best.minimum, inverse), best);
     }
     best.scale = select(flat, zero, best.scale);
     best.minimum = select(flat, low, best.minimum);
@@ -95,9 +123,34 @@ QUANTD_INLINE Lanes nearest_q(const Lanes& shifted, const Lanes& inverse) {
     return smaller(larger(nearest(shifted * inverse), all(0.0f)), all(kMaxQ));
 }
 
+template <typename As>
+QUANTD_INLINE Lanes to_integer_range(const Lanes& value) {
+    return smaller(larger(value, all(0.0f)), all(As::kMaxInteger));
+}
+
+// One integer scale: the q that it gives with the minimum `guess`, the integer minimum that fits best to
+// these q, and the error of both in closed form.  Decoding with the q chosen anew can only be closer.
 template <typename As, int N>
-QUANTD_PASS void try_integers(const Sub<N>& sub, const Lanes& scale, const Lanes& minimum, Choice& best) {
-    const Lanes step = best.d * scale, offset = best.dmin * minimum;
+QUANTD_INLINE void try_scale(const Sub<N>& sub, const Lanes& scale, const Lanes& guess, Choice& best) {
+    const Lanes step = best.d * scale, guessed_offset = best.dmin * guess;
+    const QSums sums = sums_of<As::kMaxQ>(sub, guessed_offset, inverse_or_zero(step));
+    const Lanes divisor = sub.sum_w * best.dmin;
+    const Mask usable = all(0.0f) < divisor;
+    const Lanes fitted = (step * sums.q - sub.sum_wx) / select(usable, divisor, all(1.0f));
+    const Lanes minimum = nearest(select(usable, to_integer_range<As>(fitted), guess));
+    const Lanes offset = best.dmin * minimum;
+    const Lanes cross = offset * sub.sum_wx - step * sums.qx - step * offset * sums.q;
+    const Lanes error = sub.sum_wxx + step * step * sums.qq + offset * offset * sub.sum_w + cross + cross;
+    const Mask better = error < best.error;
+    best.scale = select(better, scale, best.scale);
+    best.minimum = select(better, minimum, best.minimum);
+    best.error = select(better, error, best.error);
+}
+
+// Exact error of a choice of integers.
+template <typename As, int N>
+QUANTD_PASS Lanes error_of_integers(const Sub<N>& sub, const Choice& choice) {
+    const Lanes step = choice.d * choice.scale, offset = choice.dmin * choice.minimum;
     const Lanes inverse = inverse_or_zero(step);
     Lanes error = all(0.0f);
     for (int i = 0; i < N; ++i) {
@@ -105,70 +158,37 @@ QUANTD_PASS void try_integers(const Sub<N>& sub, const Lanes& scale, const Lanes
         const Lanes difference = step * nearest_q<As::kMaxQ>(shifted, inverse) - shifted;
         error = error + sub.weight[i] * difference * difference;
     }
-    const Mask better = error < best.error;
-    best.scale = select(better, scale, best.scale);
-    best.minimum = select(better, minimum, best.minimum);
-    best.error = select(better, error, best.error);
+    return error;
 }
 
-template <typename As>
-QUANTD_INLINE Lanes to_integer_range(const Lanes& value) {
-    return smaller(larger(value, all(0.0f)), all(As::kMaxInteger));
-}
-
-// The integer minimum that fits best to an integer scale: least squares over the q that the scale and a first
-// guess of the minimum give.
-template <typename As, int N>
-QUANTD_PASS Lanes best_minimum(const Sub<N>& sub, const Choice& under, const Lanes& scale,
-                               const Lanes& guess) {
-    const Lanes step = under.d * scale, offset = under.dmin * guess;
-    const Lanes inverse = inverse_or_zero(step);
-    Lanes sum_q = all(0.0f);
-    for (int i = 0; i < N; ++i) {
-        sum_q = sum_q + sub.weight[i] * nearest_q<As::kMaxQ>(sub.x[i] + offset, inverse);
-    }
-    const Lanes divisor = sub.sum_w * under.dmin;
-    const Mask usable = all(0.0f) < divisor;
-    const Lanes fitted = (step * sum_q - sub.sum_wx) / select(usable, divisor, all(1.0f));
-    return to_integer_range<As>(nearest(select(usable, to_integer_range<As>(fitted), guess)));
-}
-
-// The best integers near `scale` and `minimum`, by exact error.
+// The best integers near `scale` and `minimum`.
 template <typename As, int N>
 QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, const Lanes& minimum, Choice& best) {
-    best.error = all(3.0e38f);
-    best.scale = best.minimum = all(0.0f);
     const Lanes guess = to_integer_range<As>(minimum);
+    best.error = all(3.0e38f);
+    best.scale = to_integer_range<As>(scale);
+    best.minimum = guess;
     for (const float change : kNeighbours) {
-        const Lanes candidate = to_integer_range<As>(scale + all(change));
-        try_integers<As>(sub, candidate, guess, best);
-        try_integers<As>(sub, candidate, best_minimum<As>(sub, best, candidate, guess), best);
+        try_scale<As>(sub, to_integer_range<As>(scale + all(change)), guess, best);
     }
+    best.error = error_of_integers<As>(sub, best);
 }
 
 // Least-squares d and dmin of each super-block for the chosen integers, rounded to f16; the old ones where
 // there is no sound solution.
 template <typename As, int N>
-QUANTD_PASS void refit(const Sub<N>& sub, const Choice& choice, Choice& next) {
-    const Lanes zero = all(0.0f);
+QUANTD_INLINE void refit(const Sub<N>& sub, const Choice& choice, Choice& next) {
     const Lanes step = choice.d * choice.scale, offset = choice.dmin * choice.minimum;
     const Lanes inverse = inverse_or_zero(step);
-    Lanes sum_uu = zero, sum_u = zero, sum_ux = zero;  // u = q, weighted; the integer scale enters below
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = nearest_q<As::kMaxQ>(sub.x[i] + offset, inverse);
-        const Lanes wq = sub.weight[i] * q;
-        sum_u = sum_u + wq;
-        sum_uu = sum_uu + wq * q;
-        sum_ux = sum_ux + wq * sub.x[i];
-    }
+    const QSums sums = sums_of<As::kMaxQ>(sub, offset, inverse);  // the integer scale enters below
     for (int first = 0; first < kLanes; first += As::kPerBlock) {
         double a = 0, b = 0, c = 0, p = 0, r = 0;
         for (int lane = first; lane < first + As::kPerBlock; ++lane) {
             const double s = get(choice.scale, lane), m = get(choice.minimum, lane);
-            a += s * s * get(sum_uu, lane);
-            b += s * m * get(sum_u, lane);
+            a += s * s * get(sums.qq, lane);
+            b += s * m * get(sums.q, lane);
             c += m * m * get(sub.sum_w, lane);
-            p += s * get(sum_ux, lane);
+            p += s * get(sums.qx, lane);
             r += m * get(sub.sum_wx, lane);
         }
         float d = get(choice.d, first), dmin = get(choice.dmin, first);

@@ -17,15 +17,15 @@ namespace {
 // (-1.0 .. 0.9 for 4 bits, -0.5 .. 0.9 for 5 bits, -0.9 .. 0.9 for the symmetric types) and reach further to
 // scales that clip nothing, which often fit best; finer steps find nothing that the refinement after them
 // would not.
-constexpr int kGridSteps = 20;
-constexpr float kGridStep = 0.2f, kGridFirst = -3.0f;
-constexpr float kFewGridStep = 0.12f, kFewGridFirst = -1.2f;  // for types of two bits
+constexpr int kGridSteps = 11;
+constexpr float kGridStep = 0.35f, kGridFirst = -2.6f;
+constexpr float kFewGridStep = 0.2f, kFewGridFirst = -1.1f;  // for types of two bits
 // Then candidates around the best fit, as multiples of its inverse scale.
-constexpr int kPolishSteps = 6;
-constexpr float kPolish[kPolishSteps] = {1.0f, 1.0f, 0.985f, 1.015f, 0.97f, 1.0f};
-constexpr float kSymmetricPolish[4] = {1.0f, 0.99f, 1.01f, 1.0f};
+constexpr int kPolishSteps = 3;
+constexpr float kPolish[kPolishSteps] = {1.0f, 0.985f, 1.015f};
+constexpr float kSymmetricPolish[3] = {1.0f, 0.985f, 1.015f};
 // Rounds of least-squares d, dmin followed by a new choice of the integers.
-constexpr int kRefits = 2;
+constexpr int kRefits = 1;
 constexpr float kNeighbours[3] = {0.0f, -1.0f, 1.0f};
 
 #define QUANTD_LAMBDA_INLINE __attribute__((always_inline))

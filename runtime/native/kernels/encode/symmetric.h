@@ -6,13 +6,13 @@
 // the inverse of a step is numerator(n) over that x.
 template <int kLow, int kHigh>
 struct Whole {
-    static constexpr int kLowSteps = kHigh > 15 ? 24 : 20, kHighSteps = kHigh > 15 ? 0 : 10;
-    static constexpr float kUnit = kHigh > 3 ? 0.2f : 0.12f;
-    static constexpr float kFirst = kHigh > 15 ? -3.6f : (kHigh > 7 ? -2.8f : (kHigh > 3 ? -2.2f : -1.2f));
+    static constexpr int kLowSteps = kHigh > 15 ? 8 : 10, kHighSteps = kHigh > 15 ? 0 : 4;
+    static constexpr float kUnit = kHigh > 15 ? 0.55f : (kHigh > 7 ? 0.4f : (kHigh > 3 ? 0.35f : 0.25f));
+    static constexpr float kFirst = kHigh > 15 ? -3.4f : (kHigh > 7 ? -2.8f : (kHigh > 3 ? -2.0f : -1.2f));
     static constexpr float numerator(int step) {
         return step < kLowSteps
                    ? static_cast<float>(kLow) - (kFirst + kUnit * static_cast<float>(step))
-                   : static_cast<float>(kHigh) + kUnit * (static_cast<float>(step - kLowSteps) - 4.0f);
+                   : static_cast<float>(kHigh) + kUnit * (static_cast<float>(step - kLowSteps) - 1.5f);
     }
     static QUANTD_INLINE Lanes value(const Lanes& v) {
         return smaller(larger(nearest(v), all(kLow)), all(kHigh));
@@ -22,10 +22,10 @@ struct Whole {
 };
 
 struct CodeBook {
-    static constexpr int kLowSteps = 14, kHighSteps = 10;
+    static constexpr int kLowSteps = 8, kHighSteps = 5;
     static constexpr float numerator(int step) {
-        return step < kLowSteps ? -(109.0f + 2.5f * static_cast<float>(step))
-                                : 103.0f + 2.5f * static_cast<float>(step - kLowSteps);
+        return step < kLowSteps ? -(109.0f + 4.5f * static_cast<float>(step))
+                                : 103.0f + 5.0f * static_cast<float>(step - kLowSteps);
     }
     static QUANTD_INLINE Lanes value(const Lanes& v) { return look_up(kIq4Floats, code_of(v)); }
     static QUANTD_INLINE Lanes index(const Lanes& v) { return to_float(code_of(v)); }
@@ -159,18 +159,21 @@ struct AsQ3K {
     using Block = BlockQ3_K;
     using Values = Whole<-4, 3>;
     static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -32, kScaleHigh = 31;
+    static constexpr int kFirstChanges = 3;  // of the integer scale, before d is fitted
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
 };
 struct AsQ6K {
     using Block = BlockQ6_K;
     using Values = Whole<-32, 31>;
     static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -128, kScaleHigh = 127;
+    static constexpr int kFirstChanges = 1;
     static constexpr Plain kPlain = Plain::kSquare;
 };
 struct AsIQ4_XS {
     using Block = BlockIQ4_XS;
     using Values = CodeBook;
     static constexpr int kElements = 32, kPerBlock = 8, kScaleLow = -32, kScaleHigh = 31;
+    static constexpr int kFirstChanges = 3;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
 };
 
@@ -180,12 +183,13 @@ struct SignedChoice {
     Lanes error;  // exact weighted squared error of the decoded sub-block
 };
 
-// The best integer scales within one of `scale`, by exact error.
-template <typename As, int N>
+// The best integer scales among `scale` and the first changes of it, by exact error.
+template <typename As, int kChanges, int N>
 QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, SignedChoice& best) {
     best.error = all(3.0e38f);
     best.scale = all(0.0f);
-    for (const float change : kNeighbours) {
+    for (int n = 0; n < kChanges; ++n) {
+        const float change = kNeighbours[n];
         const Lanes candidate = smaller(larger(scale + all(change), all(As::kScaleLow)), all(As::kScaleHigh));
         const Lanes error = error_of<typename As::Values>(sub, best.d * candidate);
         const Mask better = error < best.error;
@@ -246,11 +250,11 @@ QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub) {
     const Lanes step = search_step<typename As::Values>(sub);
     SignedChoice best;
     best.d = first_super_scales<As>(step);
-    refine<As>(sub, nearest(step * inverse_of_signed(best.d)), best);
+    refine<As, As::kFirstChanges>(sub, nearest(step * inverse_of_signed(best.d)), best);
     for (int round = 0; round < kRefits; ++round) {
         SignedChoice next = best;
         next.d = refit<As>(sub, best);
-        refine<As>(sub, best.scale, next);
+        refine<As, 3>(sub, best.scale, next);
         for (int first = 0; first < kLanes; first += As::kPerBlock) {
             constexpr int n = As::kPerBlock;
             if (!(sum_of(next.error, first, n) < sum_of(best.error, first, n))) continue;
