@@ -28,6 +28,54 @@ _GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|"
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|" + _TAIL_SLASH,
 )
+_QWEN35 = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_MARKED_LETTER = r"(?:(?=[\p{L}\p{M}])[^a-z])"  # what is no ASCII lower case counts as upper case here, and
+_MARKED_LOWER = r"(?:(?=[\p{L}\p{M}])[^A-Z])"  # the other way round
+_GRANITE_MULTILINGUAL = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_MARKED_LETTER}*{_MARKED_LOWER}+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_MARKED_LETTER}+{_MARKED_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|" + _TAIL_SLASH,
+)
+# Runs of spaces are cut at powers of two.
+_JAIS2 = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+    + r"|\s{1,2}(?!\S)|\s{1}",
+)
+_BLOOM = (" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+",)
+_VIKING = (*_BLOOM, r"\p{N}")
+_CHAMELEON = (
+    "<sentinel:[0-9]+>",
+    "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+    r"([\t\n]|    |  )",
+    r"\p{N}",
+    r"[\p{P}!-/:-@\[-`{-~]",
+    *_GPT2,
+)
+_BAILINGMOE = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+)
+_SEED_CODER = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_UFAKZEKA = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _TAIL,)
+_LAGUNA = (r"[^\n]+|[\n]+", *_QWEN2)
+_EXAONE_MOE = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
+    + r"|\s+(?!\S)|\s+",
+)
+_MINICPM5 = (r"\p{N}{1,3}", _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+|" + _TAIL)
+# Chinese runs, then words in which they take no part.
+_NOT_HAN_UPPER = r"(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])"
+_NOT_HAN_LOWER = r"(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])"
+_KIMI_K2 = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_NOT_HAN_UPPER}*{_NOT_HAN_LOWER}+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_NOT_HAN_UPPER}+{_NOT_HAN_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|" + _TAIL,
+)
 _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 # The letters of deepseek-llm: Latin, Greek, Cyrillic, Armenian, Georgian, Cherokee, Coptic, Deseret and
 # other cased scripts; what \p{L} has beyond them (CJK, Arabic, Thai, ...) goes through the other rules.
@@ -57,6 +105,24 @@ _DEEPSEEK3_WORDS = (
     r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 _DEEPSEEK3 = (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3_WORDS)
+_SPARK_WORDS = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"""| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"""
+)
+_SPARK = (
+    *_DEEPSEEK3[:2],
+    _SPARK_WORDS,
+    r"\p{N}",
+)
+_YOUTU_SCRIPTS = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+    "|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+)
+_YOUTU_WORDS = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}|" + _TAIL_SLASH
+)
+_YOUTU = (_YOUTU_SCRIPTS, _YOUTU_WORDS)
 
 
 @dataclass(frozen=True)
@@ -66,21 +132,45 @@ class PreTokenizer:
     regexes: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    add_sep: bool = False  # a separator ends every text, unless the file says otherwise
 
 
-_LLAMA3_NAMES = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2"
+# Not here: "superbpe", "tiny_aya" and "cohere2moe", whose regexes look ahead over a run of digits at every digit of it, in
+# time that grows with the square; "afmoe" likewise; and those that merge raw UTF-8 ("gemma4", "sarvam-moe", "whitespace").
+_LLAMA3_NAMES = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
+_GPT2_NAMES = (
+    "gpt-2 phi-2 olmo mpt jais gigachat mellum exaone4 trillion granite-docling a.x-4.0 modern-bert"
+    " jina-es jina-de jina-v2-es jina-v2-de"
+)
 _FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
     (PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True), _LLAMA3_NAMES),
-    (PreTokenizer(_LLAMA3), "dbrx smaug-bpe glm4 chatglm-bpe"),
-    (PreTokenizer(_QWEN2), "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan"),
-    (PreTokenizer(_GPT2), "gpt-2 phi-2 olmo mpt jais gigachat mellum exaone4 trillion granite-docling"),
-    (PreTokenizer(_STARCODER), "starcoder refact command-r smollm codeshell exaone minerva-7b"),
+    (PreTokenizer(_LLAMA3), "dbrx smaug-bpe chatglm-bpe"),
+    (PreTokenizer(_LLAMA3, ignore_merges=True), "glm4 glm5"),
+    (PreTokenizer(_QWEN2), "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2"),
+    (PreTokenizer(_QWEN35), "qwen35"),
+    (PreTokenizer(_GPT2), _GPT2_NAMES),
+    (PreTokenizer(_GPT2, add_sep=True), "jina-v1-en jina-v2-code roberta-bpe"),
+    (PreTokenizer(_STARCODER), "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2"),
     (PreTokenizer(_FALCON), "falcon"),
     (PreTokenizer(_DEEPSEEK_LLM), "deepseek-llm"),
     (PreTokenizer(_DEEPSEEK_CODER), "deepseek-coder"),
-    (PreTokenizer(_DEEPSEEK3), "deepseek-v3 hunyuan-dense"),
+    (PreTokenizer(_DEEPSEEK3), "deepseek-v3 hunyuan-dense hy_v4 joyai-llm"),
+    (PreTokenizer(_SPARK), "spark2_5"),
+    (PreTokenizer(_YOUTU, ignore_merges=True), "youtu"),
     (PreTokenizer(_TEKKEN, ignore_merges=True, add_bos=True), "tekken"),
-    (PreTokenizer(_GPT4O), "gpt-4o llama4 kanana2"),
+    (PreTokenizer(_GPT4O), "gpt-4o llama4 kanana2 talkie minimax-m2"),
+    (PreTokenizer(_GRANITE_MULTILINGUAL, ignore_merges=True), "granite-embed-multi-97m"),
+    (PreTokenizer(_KIMI_K2), "kimi-k2"),
+    (PreTokenizer(_JAIS2), "jais-2"),
+    (PreTokenizer(_BLOOM), "poro-chat bloom gpt3-finnish"),
+    (PreTokenizer(_VIKING), "viking"),
+    (PreTokenizer(_CHAMELEON, add_bos=True), "chameleon"),
+    (PreTokenizer(_BAILINGMOE), "bailingmoe bailingmoe2 llada-moe"),
+    (PreTokenizer(_SEED_CODER), "seed-coder"),
+    (PreTokenizer(_UFAKZEKA), "ufakzeka"),
+    (PreTokenizer(_LAGUNA), "laguna"),
+    (PreTokenizer(_EXAONE_MOE), "exaone-moe"),
+    (PreTokenizer(_MINICPM5, ignore_merges=True), "minicpm5"),
     (PreTokenizer(_DEFAULT), "default"),
 )
 

@@ -37,8 +37,15 @@ class Tokenizer:
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, merger: tokenizers.Tokenizer, *, add_bos: bool, add_eos: bool
+        self,
+        vocabulary: Vocabulary,
+        merger: tokenizers.Tokenizer,
+        *,
+        add_bos: bool,
+        add_eos: bool,
+        warnings: tuple[str, ...] = (),
     ) -> None:
+        self.warnings = warnings  # what whoever serves this model should know, in sentences
         self.vocabulary = vocabulary
         self.n_vocab = len(vocabulary.tokens)
         self.bos_id = vocabulary.bos_id

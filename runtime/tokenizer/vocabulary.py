@@ -15,6 +15,7 @@ MAX_TOKEN_CHARS = 1024
 # Rebuilding merges looks at every way to cut every token.
 MAX_VOCABULARY_CHARS = 16 << 20
 MAX_SPECIAL_CHARS = 256
+MAX_CHARSMAP_BYTES = 4 << 20
 
 # Names under which models end a turn or a text; they count where the file marks them as control tokens.
 _END_NAMES = frozenset(
@@ -97,6 +98,7 @@ class _Defaults:
 _DEFAULTS = {
     "gpt2": _Defaults(),
     "llama": _Defaults(bos=1, eos=2, unk=0, space_prefix=True),
+    "t5": _Defaults(eos=1, unk=2, space_prefix=True),
     "bert": _Defaults(bos=101, unk=100, sep=102),
 }
 
@@ -180,6 +182,18 @@ def read_scores(file: ModelFile, n_tokens: int) -> list[float]:
     if len(scores) != n_tokens:
         raise fault("LENGTH_MISMATCH", "scores", f"{len(scores)} entries for {n_tokens} tokens")
     return scores
+
+
+def read_charsmap(file: ModelFile) -> bytes:
+    """Read the table by which a unigram model normalizes text; b"" where there is none."""
+    key = "precompiled_charsmap"
+    if not _has(file, key):
+        return b""
+    _check_length(file, key, MAX_CHARSMAP_BYTES)
+    values = file.integers(f"tokenizer.ggml.{key}")
+    if min(values, default=0) < -128 or max(values, default=0) > 255:
+        raise fault("BAD_CHARSMAP", key, "an entry is no byte")
+    return bytes(value & 0xFF for value in values)
 
 
 def read_merges(file: ModelFile) -> list[str]:

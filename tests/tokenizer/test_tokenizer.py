@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from gguf import TokenType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,3 +136,111 @@ def test_every_regex_compiles():
     for pre in set(PRE_TOKENIZERS.values()):
         pieces = _pre_tokenizer(pre).pre_tokenize_str("Ünder 12，想 e\u0301 \n\n it's")
         assert pieces[-1][1][1] == len("Ünder 12，想 e\u0301 \n\n it's")
+
+
+def test_an_unknown_pre_tokenizer_warns_and_cuts_as_the_default_one(bpe_file, caplog):
+    tokenizer = build_tokenizer(bpe_file(pre="no-such-model"))
+    assert "'no-such-model', which is not known" in tokenizer.warnings[0]
+    assert "no-such-model" in caplog.text
+    assert tokenizer.encode("hello world") == build_tokenizer(bpe_file(pre="default")).encode("hello world")
+    assert build_tokenizer(bpe_file()).warnings == ()
+
+
+def test_popular_pre_tokenizers_are_known():
+    from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+    assert len(PRE_TOKENIZERS) > 80
+    wanted = (
+        "llama-bpe qwen2 qwen35 gpt-2 gpt-4o tekken smollm glm4 deepseek-v3 kimi-k2 command-r granite-docling"
+    )
+    assert set(wanted.split()) <= PRE_TOKENIZERS.keys()
+
+
+def test_no_regex_takes_quadratic_time():
+    import time
+
+    from runtime.tokenizer.build import _pre_tokenizer
+    from runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
+
+    for pre in dict.fromkeys(PRE_TOKENIZERS.values()):
+        cutter = _pre_tokenizer(pre)
+        for run in ("a", "7", " ", "想", "\n"):
+            start = time.thread_time()
+            cutter.pre_tokenize_str(run * 8192)
+            assert time.thread_time() - start < 1, (pre, run)
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "words"),
+    [
+        ("qwen35", "e\u0301a 12", ["e\u0301a", " ", "1", "2"]),
+        ("kimi-k2", "ab想cd 1234", ["ab", "想", "cd", " ", "123", "4"]),
+        ("jais-2", "a    b", ["a", "  ", " ", " b"]),
+        ("bloom", "a b, c!", ["a", " b", ",", " c", "!"]),
+        ("viking", "ab 12", ["ab", " ", "1", "2"]),
+        ("seed-coder", "a!\nb", ["a", "!", "\n", "b"]),
+        ("ufakzeka", "Ali'nin", ["Ali", "'nin"]),
+        ("laguna", "a\n\nb", ["a", "\n\n", "b"]),
+        ("exaone-moe", "one two 3", ["one two", " ", "3"]),
+        ("minicpm5", "12345", ["123", "45"]),
+        ("youtu", "想ab、c", ["想", "ab", "、", "c"]),
+        ("granite-embed-multi-97m", "HTTPe\u0301s", ["HTTPe\u0301s"]),
+        ("bailingmoe", "I'VE 12", ["I", "'VE", " ", "1", "2"]),
+        ("chameleon", "a\tb.", ["a", "\t", "b", "."]),
+        ("spark2_5", "123 a", ["1", "2", "3", " a"]),
+    ],
+)
+def test_more_pre_tokenizers_cut_words(pre, text, words):
+    test_pre_tokenizers_cut_words(pre, text, words)
+
+
+@pytest.fixture
+def unigram_file(writer):
+    """SentencePiece's unigram kind: pad, end, unk, a few pieces with log-probabilities."""
+    pieces = {"▁": -3.0, "a": -4.0, "b": -4.5, "c": -5.0, "ab": -5.5, "▁a": -5.0, "bc": -7.0, "▁abc": -11.0}
+
+    def make(**changes):
+        w = writer("t5")
+        w.gguf.add_token_list(["<pad>", "</s>", "<unk>", *pieces])
+        w.gguf.add_token_scores([0.0, 0.0, 0.0, *pieces.values()])
+        w.gguf.add_token_types(
+            [TokenType.CONTROL, TokenType.CONTROL, TokenType.UNKNOWN] + [TokenType.NORMAL] * len(pieces)
+        )
+        for name, value in changes.items():
+            getattr(w.gguf, name)(value)
+        return w.write(), pieces
+
+    return make
+
+
+def likeliest(text: str, pieces: dict[str, float]) -> float:
+    """The best total score of a cut of `text`."""
+    best = [0.0] + [-float("inf")] * len(text)
+    for end in range(1, len(text) + 1):
+        for start in range(end):
+            score = pieces.get(text[start:end])
+            if score is not None:
+                best[end] = max(best[end], best[start] + score)
+    return best[-1]
+
+
+def test_unigram(unigram_file):
+    file, pieces = unigram_file()
+    tokenizer = build_tokenizer(file)
+    scores = {3 + i: score for i, score in enumerate(pieces.values())}
+    for text in ("a", "ab", "abc", "ab c", "cab abab  bc"):
+        ids = tokenizer.encode(text, add_special=False)
+        assert tokenizer.decode(ids) == text
+        assert sum(scores[i] for i in ids) == pytest.approx(likeliest("▁" + text.replace(" ", "▁"), pieces))
+    assert tokenizer.encode("a")[-1] == 1  # the end of the text
+    assert 2 in tokenizer.encode("x", add_special=False)
+    assert 1 not in tokenizer.encode("</s>", add_special=False)
+    squeezed = build_tokenizer(unigram_file(add_remove_extra_whitespaces=True)[0])
+    assert squeezed.encode("  ab   c ") == tokenizer.encode("ab c")
+
+
+def test_a_bad_charsmap_is_named(unigram_file):
+    from runtime.errors import ModelFormatError
+
+    with pytest.raises(ModelFormatError, match="precompiled_charsmap"):
+        build_tokenizer(unigram_file(add_precompiled_charsmap=[1, 2, 3])[0])
