@@ -7,6 +7,9 @@ HTTP   ?= 127.0.0.1:11434
 GRPC   ?= 127.0.0.1:50051
 # What `make bench` measures; see ops/bench/README.md.
 BENCH  ?=
+# What `make test-clients` tries (empty: all), and how much `make fuzz-api` asks.
+CLIENTS ?=
+EXAMPLES ?= 100
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What builds the native core, in the environment itself: a build environment made anew each time would compile everything
@@ -20,7 +23,7 @@ NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMak
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix proto native test-native test-python bench clean
+.PHONY: help run test check test-clients fuzz-api fix proto native test-native test-python bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -50,6 +53,12 @@ test: check test-native test-python ## run every check and every test
 
 test-python: $(VENV)/.dev ## run the Python tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+test-clients: $(VENV)/.dev ## try OpenAI's and Anthropic's clients, each in its own environment (installs them)
+	$(BIN)/python tests/clients/run.py $(CLIENTS)
+
+fuzz-api: $(VENV)/.dev ## let schemathesis ask the daemon what its API page documents (EXAMPLES each)
+	$(BIN)/python tests/clients/schema_fuzz.py --examples $(EXAMPLES)
 
 test-native: ## run the native tests under the address and undefined-behaviour sanitizers
 	cmake -S runtime/native -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DQUANTD_PYTHON=OFF -DQUANTD_TESTS=ON \

@@ -103,6 +103,7 @@ TABLE: dict[str, Row] = {
     # The daemon cannot.
     "INTERNAL": Row(Code.INTERNAL, 500, _SERVER, "internal_error", 70),
     "NON_FINITE_LOGITS": Row(Code.INTERNAL, 500, _SERVER, "non_finite_logits", 70),
+    "CONSTRAINT_FAILED": Row(Code.ABORTED, 500, _SERVER, "constraint_failed", 70),
     "MODEL_FILE_CHANGED": Row(Code.DATA_LOSS, 500, _SERVER, "model_file_changed", 74),
     "IO_ERROR": Row(Code.DATA_LOSS, 500, _SERVER, "io_error", 74),
     "UNAVAILABLE": Row(Code.UNAVAILABLE, 503, _SERVER, "unavailable", 69),

@@ -3,12 +3,59 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+from daemon.gateway.events import Event
 from quantd.v1 import generate_pb2 as pb
 
-_FINISH = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+FINISH: dict[int, str] = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer as far as it has come."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[int, pb.ToolCallDelta] = field(default_factory=dict)
+    logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+    finish_reason: int = pb.FINISH_REASON_UNSPECIFIED
+
+    def add(self, delta: pb.Delta) -> None:
+        """Take in more of it."""
+        self.text.append(delta.text)
+        self.reasoning.append(delta.reasoning)
+        self.logprobs += delta.logprobs
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        for part in delta.tool_calls:
+            call = self.calls.setdefault(part.index, pb.ToolCallDelta(index=part.index))
+            call.id, call.name = call.id or part.id, call.name or part.name
+            call.arguments += part.arguments
+
+
+@dataclass(slots=True)
+class Whole:
+    """A whole answer, with all its choices."""
+
+    started: pb.Started = field(default_factory=pb.Started)
+    choices: dict[int, Choice] = field(default_factory=dict)
+    done: pb.Done | None = None
+
+    def add(self, event: Event) -> None:
+        """Take in one event."""
+        if isinstance(event, pb.Started):
+            self.started = event
+        elif isinstance(event, pb.Delta):
+            self.choices.setdefault(event.choice, Choice()).add(event)
+        elif isinstance(event, pb.Done):
+            self.done = event
+            first = self.choices.setdefault(0, Choice())
+            first.finish_reason = first.finish_reason or event.finish_reason
 
 
 class Shape(ABC):
@@ -22,11 +69,13 @@ class Shape(ABC):
         self._id = f"{self.id_prefix}-{request_id}"
         self._model = model
         self._created = 0
+        self._fingerprint: str | None = None
 
     def start(self, started: pb.Started) -> None:
         """Take the name and the time from the request as it was accepted."""
         self._model = started.model or self._model
         self._created = started.created_unix_ms // 1000
+        self._fingerprint = started.system_fingerprint or None
 
     def frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """What every answer and every chunk has."""
@@ -35,15 +84,16 @@ class Shape(ABC):
             "object": kind,
             "created": self._created,
             "model": self._model,
+            "system_fingerprint": self._fingerprint,
             "choices": choices,
         }
 
-    def whole(self, deltas: Iterable[pb.Delta], done: pb.Done) -> dict[str, Any]:
+    def whole(self, answer: Whole) -> dict[str, Any]:
         """The answer in one piece."""
-        deltas = list(deltas)
-        logprobs = [item for delta in deltas for item in delta.logprobs]
-        choice = self.choice("".join(delta.text for delta in deltas), logprobs, done)
-        return {**self.frame(self.whole_object, [choice]), "usage": usage(done)}
+        assert answer.done is not None
+        self.start(answer.started)
+        choices = [self.choice(index, choice) for index, choice in sorted(answer.choices.items())]
+        return {**self.frame(self.whole_object, choices), "usage": usage(answer.done)}
 
     def chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         """One chunk with one choice."""
@@ -54,20 +104,20 @@ class Shape(ABC):
         return {**self.frame(self.chunk_object, []), "usage": usage(done)}
 
     @abstractmethod
-    def choice(self, text: str, logprobs: list[pb.TokenLogprob], done: pb.Done) -> dict[str, Any]:
-        """The only choice of a whole answer."""
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """One choice of a whole answer."""
 
     @abstractmethod
-    def opening(self) -> dict[str, Any] | None:
-        """The choice of the first chunk, if it says anything."""
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The first chunk of a choice, if it says anything."""
 
     @abstractmethod
-    def part(self, text: str, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
-        """The choice of a chunk with text."""
+    def part(self, delta: pb.Delta, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
+        """The choice of a chunk with more of an answer."""
 
     @abstractmethod
-    def ending(self, logprobs: list[pb.TokenLogprob], done: pb.Done) -> dict[str, Any]:
-        """The choice of the chunk that says why the answer ended."""
+    def ending(self, index: int, logprobs: list[pb.TokenLogprob], reason: int) -> dict[str, Any]:
+        """The choice of the chunk that says why an answer ended."""
 
 
 class ChatShape(Shape):
@@ -77,37 +127,71 @@ class ChatShape(Shape):
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl"
 
-    def choice(self, text: str, logprobs: list[pb.TokenLogprob], done: pb.Done) -> dict[str, Any]:
+    def __init__(self, *, request_id: str, model: str, with_reasoning: bool = True) -> None:
+        super().__init__(request_id=request_id, model=model)
+        self._with_reasoning = with_reasoning
+
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """Build the message."""
-        message = {"role": "assistant", "content": text, "refusal": None}
+        text, reasoning = "".join(choice.text), "".join(choice.reasoning)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if reasoning and self._with_reasoning:
+            message["reasoning_content"] = reasoning
+        if choice.calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for _, call in sorted(choice.calls.items())
+            ]
         return {
-            "index": 0,
+            "index": index,
             "message": message,
-            "logprobs": self._logprobs(logprobs),
-            "finish_reason": _FINISH[done.finish_reason],
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": FINISH[choice.finish_reason],
         }
 
-    def opening(self) -> dict[str, Any]:
+    def opening(self, index: int) -> dict[str, Any]:
         """Say the role, once."""
-        return self._delta({"role": "assistant", "content": ""}, None, None)
+        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
 
-    def part(self, text: str, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
-        """Add text."""
-        return self._delta({"content": text}, self._logprobs(logprobs), None)
+    def part(self, delta: pb.Delta, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
+        """Add text, thoughts or calls."""
+        added: dict[str, Any] = {}
+        if delta.text:
+            added["content"] = delta.text
+        if delta.reasoning and self._with_reasoning:
+            added["reasoning_content"] = delta.reasoning
+        if delta.tool_calls:
+            added["tool_calls"] = [self._call(call) for call in delta.tool_calls]
+        return self._delta(delta.choice, added, self._logprobs(logprobs), None)
 
-    def ending(self, logprobs: list[pb.TokenLogprob], done: pb.Done) -> dict[str, Any]:
+    def ending(self, index: int, logprobs: list[pb.TokenLogprob], reason: int) -> dict[str, Any]:
         """Say why it ended."""
-        return self._delta({}, self._logprobs(logprobs), _FINISH[done.finish_reason])
+        return self._delta(index, {}, self._logprobs(logprobs), FINISH[reason])
 
     @staticmethod
-    def _delta(delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    def _call(call: pb.ToolCallDelta) -> dict[str, Any]:
+        function = {"arguments": call.arguments}
+        if not call.name:
+            return {"index": call.index, "function": function}
+        named = {"name": call.name, **function}
+        return {"index": call.index, "id": call.id, "type": "function", "function": named}
 
-    def _logprobs(self, items: list[pb.TokenLogprob]) -> dict[str, Any] | None:
+    @staticmethod
+    def _delta(
+        index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+    @staticmethod
+    def _logprobs(items: list[pb.TokenLogprob]) -> dict[str, Any] | None:
         if not items:
             return None
-        content = [{**_token(item), "top_logprobs": [_token(top) for top in item.top]} for item in items]
-        return {"content": content, "refusal": None}
+        return {"content": [logprob_item(item) for item in items], "refusal": None}
 
 
 class CompletionShape(Shape):
@@ -119,38 +203,48 @@ class CompletionShape(Shape):
 
     def __init__(self, *, request_id: str, model: str) -> None:
         super().__init__(request_id=request_id, model=model)
-        self._offset = 0  # characters of the answer before the next token
+        self._offsets: dict[int, int] = {}  # characters of each answer before the next token
 
-    def choice(self, text: str, logprobs: list[pb.TokenLogprob], done: pb.Done) -> dict[str, Any]:
+    def choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """Build the text; tokens begin after the prompt where it is echoed."""
-        tokens = b"".join(item.token for item in logprobs).decode("utf-8", "replace")
-        self._offset = max(0, len(text) - len(tokens)) if logprobs else 0
-        return self._choice(text, logprobs, _FINISH[done.finish_reason])
+        text = "".join(choice.text)
+        tokens = b"".join(item.token for item in choice.logprobs).decode("utf-8", "replace")
+        self._offsets[index] = max(0, len(text) - len(tokens)) if choice.logprobs else 0
+        return self._choice(index, text, choice.logprobs, FINISH[choice.finish_reason])
 
-    def opening(self) -> None:
+    def opening(self, index: int) -> None:
         """Say nothing: completions have no role."""
 
-    def part(self, text: str, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
+    def part(self, delta: pb.Delta, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
         """Add text."""
-        choice = self._choice(text, logprobs, None)
+        choice = self._choice(delta.choice, delta.text, logprobs, None)
         if not logprobs:
-            self._offset += len(text)
+            self._offsets[delta.choice] = self._offsets.get(delta.choice, 0) + len(delta.text)
         return choice
 
-    def ending(self, logprobs: list[pb.TokenLogprob], done: pb.Done) -> dict[str, Any]:
+    def ending(self, index: int, logprobs: list[pb.TokenLogprob], reason: int) -> dict[str, Any]:
         """Say why it ended."""
-        return self._choice("", logprobs, _FINISH[done.finish_reason])
+        return self._choice(index, "", logprobs, FINISH[reason])
 
-    def _choice(self, text: str, logprobs: list[pb.TokenLogprob], reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
+    def _choice(
+        self, index: int, text: str, logprobs: list[pb.TokenLogprob], reason: str | None
+    ) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs(index, logprobs),
+            "finish_reason": reason,
+        }
 
-    def _logprobs(self, items: list[pb.TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(self, index: int, items: list[pb.TokenLogprob]) -> dict[str, Any] | None:
         if not items:
             return None
+        offset = self._offsets.get(index, 0)
         offsets = []
         for item in items:
-            offsets.append(self._offset)
-            self._offset += len(_text(item.token))
+            offsets.append(offset)
+            offset += len(_text(item.token))
+        self._offsets[index] = offset
         return {
             "tokens": [_text(item.token) for item in items],
             "token_logprobs": [item.logprob for item in items],
@@ -167,7 +261,13 @@ def usage(done: pb.Done) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": done.usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": done.usage.reasoning_tokens},
     }
+
+
+def logprob_item(item: pb.TokenLogprob) -> dict[str, Any]:
+    """A token with its log-probability and those of the likeliest others."""
+    return {**_token(item), "top_logprobs": [_token(top) for top in item.top]}
 
 
 def _text(token: bytes) -> str:

@@ -13,11 +13,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.errors import ApiError
-from daemon.gateway import routes_openai, routes_status
+from daemon.gateway import routes_anthropic, routes_openai, routes_status, routes_tokens
 from daemon.gateway.backend import Backend
 from daemon.gateway.events import ClientGoneError
 from daemon.gateway.guard import LOOPBACK_HOSTS, Guard
 from daemon.gateway.replies import error_response
+from daemon.gateway.respond import Responder
 from daemon.gateway.sse import PING_S, SEND_TIMEOUT_S
 
 # An error before the first token is a real status if it comes within this time; long prompts take longer than that.
@@ -49,11 +50,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(
-        routes_openai.make_router(
-            backend, first_event_s=first_event_s, ping_s=ping_s, send_timeout_s=send_timeout_s
-        )
-    )
+    responder = Responder(first_event_s, ping_s, send_timeout_s)
+    app.include_router(routes_openai.make_router(backend, responder))
+    app.include_router(routes_anthropic.make_router(backend, responder))
+    app.include_router(routes_tokens.make_router(backend))
     app.include_router(routes_status.make_router(backend, version=version, kv_budget_bytes=kv_budget_bytes))
     if metrics_app is not None:
         app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))

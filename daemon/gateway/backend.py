@@ -140,6 +140,12 @@ class Backend(Protocol):
         """Join token ids to text."""
         ...
 
+    async def render_chat(
+        self, request: tokenizer_service_pb2.RenderChatRequest, context: CallContext
+    ) -> tokenizer_service_pb2.RenderChatResponse:
+        """Render a conversation without answering it."""
+        ...
+
     async def health(self) -> Health:
         """Say how the backend is; never raises."""
         ...

@@ -161,6 +161,12 @@ class RemoteBackend:
         """Join token ids to text."""
         return await _unary(self._tokenizer.Detokenize, request, context)
 
+    async def render_chat(
+        self, request: tokenizer_service_pb2.RenderChatRequest, context: CallContext
+    ) -> tokenizer_service_pb2.RenderChatResponse:
+        """Render a conversation without answering it."""
+        return await _unary(self._tokenizer.RenderChat, request, context)
+
     async def health(self) -> Health:
         """Ask the daemon's health service; this process itself is always live."""
         try:

@@ -13,7 +13,20 @@ from daemon.log import get_logger
 log = get_logger("quantd.gateway")
 
 # Fields of quantd.v1 messages that OpenAI's JSON knows by another name.
-_PARAMS = {"text": "prompt", "tokens": "prompt", "tokens.ids": "prompt", "name": "model"}
+_PARAMS = {
+    "text": "prompt",
+    "tokens": "prompt",
+    "tokens.ids": "prompt",
+    "name": "model",
+    "options.num_choices": "n",
+    "options.constraint": "response_format",
+    "options.constraint.json_schema": "response_format",
+    "options.constraint.regex": "response_format",
+    "options.constraint.lark": "response_format",
+    "options.constraint.gbnf": "response_format",
+    "options.constraint.choice": "response_format",
+    "template_arguments": "chat_template_kwargs",
+}
 
 
 class JsonResponse(Response):
@@ -29,9 +42,14 @@ class JsonResponse(Response):
 def error_body(failure: Exception, request_id: str) -> dict[str, Any]:
     """The body of OpenAI's API for any failure; one that nobody expected is logged and told without its text."""
     error = to_api_error(failure, request_id)
+    log_unexpected(error, failure, request_id)
+    return openai_body(error, param=_PARAMS.get(error.field))
+
+
+def log_unexpected(error: ApiError, failure: Exception, request_id: str) -> None:
+    """What nobody expected is told to the log alone."""
     if error.reason == "INTERNAL" and not isinstance(failure, ApiError):
         log.error("internal_error", request_id=request_id, exc_info=failure)
-    return openai_body(error, param=_PARAMS.get(error.field))
 
 
 def error_response(failure: Exception, request_id: str) -> JsonResponse:

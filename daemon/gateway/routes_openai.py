@@ -1,8 +1,8 @@
-"""/v1: chat completions, completions, models."""
+"""/v1: chat completions, completions, responses, models; and what is not there."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,8 +13,13 @@ from daemon.errors import ApiError
 from daemon.gateway.answers import ChatShape, CompletionShape, Shape
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
-from daemon.gateway.events import EventSource, unless_gone
+from daemon.gateway.events import EventSource
+from daemon.gateway.joined import joined
+from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse, error_body
+from daemon.gateway.respond import Responder
+from daemon.gateway.responses_answer import ResponseShape, ResponseWriter
+from daemon.gateway.responses_request import ResponsesRequest, read_responses, responses_message
 from daemon.gateway.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -22,49 +27,77 @@ from daemon.gateway.schema import (
     read_chat,
     read_completion,
 )
-from daemon.gateway.sse import event_response, frames
-from daemon.gateway.translate import chat_request, completion_request
-from quantd.v1 import generate_pb2 as pb
-from quantd.v1 import model_pb2, model_service_pb2
+from daemon.gateway.sse import ChunkWriter
+from daemon.gateway.translate import chat_request, completion_requests
+from quantd.v1 import model_pb2, model_service_pb2, tokenizer_service_pb2
+
+# What clients may look for and this server does not have: a clear word instead of silence.
+_ABSENT = {
+    "/moderations": "This server has no moderation model.",
+    "/embeddings": "This server computes no embeddings: it serves models that generate text.",
+    "/rerank": "This server does not rerank: it serves models that generate text.",
+}
 
 
-@functools.cache
-def _documented(model: type[GenerationRequest]) -> dict[str, Any]:
-    """The request body for the API page: bodies are read by hand, strictly, and not by the framework."""
-    schema = model.model_json_schema()
-    schema.pop("$defs", None)
-    schema["properties"]["stream_options"] = {
-        "type": "object",
-        "properties": {"include_usage": {"type": "boolean"}},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _absent(message: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def answer() -> Response:
+        raise ApiError("NOT_FOUND", message)
+
+    return answer
 
 
-def make_router(backend: Backend, *, first_event_s: float, ping_s: float, send_timeout_s: float) -> APIRouter:
-    """Routes over `backend`.
-
-    A streamed answer waits up to `first_event_s` for its first token before it commits to status 200; then it
-    sends a comment every `ping_s` seconds.  A client that reads nothing for `send_timeout_s` loses the connection.
-    """
+def make_router(backend: Backend, responder: Responder) -> APIRouter:
+    """Routes over `backend`."""
     router = APIRouter(prefix="/v1")
 
-    @router.post("/chat/completions", openapi_extra=_documented(ChatCompletionRequest), response_model=None)
+    @router.post("/chat/completions", openapi_extra=documented(ChatCompletionRequest), response_model=None)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation.  What is left out takes the server's defaults (temperature 0.8, top_p 0.95, ...)."""
         asked = read_chat(await read_json(request))
         message = chat_request(asked)
         context = _context(request)
-        shape = ChatShape(request_id=context.request_id, model=asked.model)
+        shape = ChatShape(
+            request_id=context.request_id,
+            model=asked.model,
+            with_reasoning=asked.include_reasoning is not False,
+        )
         return await _answer(request, asked, EventSource(backend.chat(message, context)), shape, context)
 
-    @router.post("/completions", openapi_extra=_documented(CompletionRequest), response_model=None)
+    @router.post("/completions", openapi_extra=documented(CompletionRequest), response_model=None)
     async def completions(request: Request) -> Response:
         """Continue a text or token ids, by 16 tokens where max_tokens is left out."""
         asked = read_completion(await read_json(request))
-        message = completion_request(asked)
+        messages = completion_requests(asked)
         context = _context(request)
         shape = CompletionShape(request_id=context.request_id, model=asked.model)
-        return await _answer(request, asked, EventSource(backend.generate(message, context)), shape, context)
+        streams = [backend.generate(message, context) for message in messages]
+        source = EventSource(streams[0] if len(streams) == 1 else joined(streams, asked.n or 1))
+        return await _answer(request, asked, source, shape, context)
+
+    @router.post("/responses", openapi_extra=documented(ResponsesRequest), response_model=None)
+    async def responses(request: Request) -> Response:
+        """Answer in the form of the Responses API.  Nothing is stored: each request brings the whole conversation."""
+        asked = read_responses(await read_json(request))
+        message = responses_message(asked)
+        context = _context(request)
+        shape = ResponseShape(asked, request_id=context.request_id)
+        source = EventSource(backend.chat(message, context))
+        if asked.stream:
+            writer = ResponseWriter(shape, lambda failure: error_body(failure, context.request_id))
+            return await responder.stream(request, source, writer)
+        return await responder.whole(request, source, shape.whole)
+
+    @router.post("/responses/input_tokens", openapi_extra=documented(ResponsesRequest), response_model=None)
+    async def response_tokens(request: Request) -> Response:
+        """Count the tokens of a request to the Responses API."""
+        message = responses_message(read_responses(await read_json(request)))
+        rendered = await backend.render_chat(
+            tokenizer_service_pb2.RenderChatRequest(request=message), _context(request)
+        )
+        return JsonResponse({"object": "response.input_tokens", "input_tokens": len(rendered.ids)})
+
+    for path, message in _ABSENT.items():
+        router.add_api_route(path, _absent(message), methods=["POST"], include_in_schema=False)
 
     @router.get("/models", response_model=None)
     async def models(request: Request) -> Response:
@@ -83,38 +116,16 @@ def make_router(backend: Backend, *, first_event_s: float, ping_s: float, send_t
     async def _answer(
         request: Request, asked: GenerationRequest, source: EventSource, shape: Shape, context: CallContext
     ) -> Response:
-        try:
-            if not asked.stream:
-                return JsonResponse(await unless_gone(request, _whole(source, shape)))
-            head, waiting = await unless_gone(request, source.peek(first_event_s))
-        except BaseException:
-            source.cancel()
-            raise
-        content = frames(
-            source,
-            head,
-            waiting,
+        if not asked.stream:
+            return await responder.whole(request, source, shape.whole)
+        writer = ChunkWriter(
             shape,
+            lambda failure: error_body(failure, context.request_id),
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
-            error_body=lambda failure: error_body(failure, context.request_id),
         )
-        return event_response(content, ping_s=ping_s, send_timeout_s=send_timeout_s)
+        return await responder.stream(request, source, writer)
 
     return router
-
-
-async def _whole(source: EventSource, shape: Shape) -> dict[str, Any]:
-    deltas: list[pb.Delta] = []
-    async for event in source:
-        if isinstance(event, pb.Started):
-            shape.start(event)
-        elif isinstance(event, pb.Queued):
-            continue
-        elif isinstance(event, pb.Delta):
-            deltas.append(event)
-        else:
-            return shape.whole(deltas, event)
-    raise ApiError("INTERNAL", "The answer broke off.")
 
 
 def _context(request: Request) -> CallContext:

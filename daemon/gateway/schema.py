@@ -6,11 +6,12 @@ OpenAI's own additions would otherwise break clients; fields that are known and 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from daemon.errors import ApiError
+from daemon.gateway.fields import check_fields, refuse
 
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Uint64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
@@ -25,7 +26,7 @@ Messages = Annotated[
             "minItems": 1,
             "items": {
                 "type": "object",
-                "required": ["role", "content"],
+                "required": ["role"],
                 "properties": {
                     "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
                     "content": {
@@ -46,12 +47,34 @@ Prompt = Annotated[
         {
             "anyOf": [
                 {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
                 {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+                    "minItems": 1,
+                },
             ]
         }
     ),
 ]
+
+
+LogitBias = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "additionalProperties": {"type": "number"}},
+                {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2}},
+            ]
+        }
+    ),
+]
+Object = Annotated[Any, WithJsonSchema({"type": "object"})]
+Objects = Annotated[Any, WithJsonSchema({"type": "array", "items": {"type": "object"}})]
+Choice = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(BaseModel):
@@ -60,6 +83,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class GenerationRequest(BaseModel):
@@ -73,97 +97,122 @@ class GenerationRequest(BaseModel):
     top_k: Int32 | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
+    repetition_penalty: float | None = None  # vLLM's name for it
     repeat_last_n: Int32 | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias = None
     seed: Uint64 | None = None
+    n: Int32 | None = None
     stop: Stop = None
     max_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: Object = None
+    # The names that llama-server and vLLM have for the same.
+    grammar: str | None = None
+    json_schema: Object = None
+    structured_outputs: Object = None
+    guided_json: Object = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatRequestFields(BaseModel):
+    """Fields that say what a conversation is: what is counted and rendered as well as answered."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str
+    messages: Messages
+    tools: Objects = None
+    tool_choice: Choice = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: Object = None
+    chat_template_kwargs: Object = None
+    continue_final_message: bool | None = None
+
+
+class ChatCompletionRequest(GenerationRequest, ChatRequestFields):
     """POST /v1/chat/completions."""
 
-    messages: Messages
     max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
+    include_reasoning: bool | None = None
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: Prompt
+    suffix: str | None = None
     logprobs: Int32 | None = None
     echo: bool | None = None
+    best_of: Int32 | None = None
 
 
-Model = TypeVar("Model", bound=GenerationRequest)
+class TokenizeRequest(BaseModel):
+    """POST /tokenize: a text under llama-server's name or vLLM's, or a conversation."""
 
-# Fields that would change the answer and that are not done, with the values that ask for nothing.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "grammar": ("",),
-    "json_schema": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-}
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str = ""
+    content: str | None = None
+    prompt: str | None = None
+    messages: Messages = None
+    tools: Objects = None
+    add_special: bool = False
+    add_special_tokens: bool | None = None
+    parse_special: bool = True
+    with_pieces: bool = False
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str = ""
+    tokens: list[Int32]
+
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_chat(body: dict[str, Any]) -> ChatCompletionRequest:
     """A chat request from parsed JSON; ApiError INVALID_ARGUMENT names the first bad field."""
-    return _read(ChatCompletionRequest, body)
+    return _generation(ChatCompletionRequest, body)
 
 
 def read_completion(body: dict[str, Any]) -> CompletionRequest:
     """A completion request from parsed JSON; ApiError INVALID_ARGUMENT names the first bad field."""
-    return _read(CompletionRequest, body)
+    return _generation(CompletionRequest, body)
 
 
-def refuse(field: str, message: str) -> ApiError:
-    """A refusal that names the JSON field."""
-    return ApiError("INVALID_ARGUMENT", f"{field}: {message}", field=field)
-
-
-def _read(kind: type[Model], body: dict[str, Any]) -> Model:
-    for field, harmless in _NOT_DONE.items():
-        value = body.get(field)
-        # 1 == True and 1 == 1.0 in Python, not in JSON
-        if value is not None and not any(value == one and type(value) is type(one) for one in harmless):
-            raise refuse(field, "is not supported by this server" if not harmless else _only(harmless[0]))
+def read_fields(kind: type[Model], body: dict[str, Any]) -> Model:
+    """A request of any kind from parsed JSON; ApiError INVALID_ARGUMENT names the first bad field."""
     try:
-        request = kind.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as failure:
         raise _first(failure) from None
+
+
+Generation = TypeVar("Generation", bound=GenerationRequest)
+
+
+def _generation(kind: type[Generation], body: dict[str, Any]) -> Generation:
+    check_fields(body)
+    request = read_fields(kind, body)
     if not request.model:
         raise refuse("model", "must name a model")
     if request.stream_options is not None and not request.stream:
         raise refuse("stream_options", "is only for stream: true")
     return request
-
-
-def _only(value: Any) -> str:
-    return f"only {value!r} is supported by this server"
 
 
 def _first(failure: ValidationError) -> ApiError:

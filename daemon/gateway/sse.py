@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -23,6 +23,19 @@ DONE = b"data: [DONE]\n\n"
 def frame(value: Any) -> bytes:
     """One event with a JSON value."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def named_frame(name: str, value: Any) -> bytes:
+    """One event with a name and a JSON value."""
+    return b"event: " + name.encode() + b"\n" + frame(value)
+
+
+def queued_frame(event: pb.Queued) -> bytes:
+    """A place in the line, as a comment."""
+    return b": queue position %d\n\n" % event.position
+
+
+ErrorBody = Callable[[Exception], dict[str, Any]]
 
 
 class _EventStream(EventSourceResponse):
@@ -53,76 +66,111 @@ def event_response(
     )
 
 
-async def frames(
-    source: EventSource,
-    head: list[Event],
-    waiting: asyncio.Task[Event | None] | None,
-    shape: Shape,
-    *,
-    with_usage: bool,
-    error_body: Callable[[Exception], dict[str, Any]],
-) -> AsyncIterator[bytes]:
-    """The frames of one answer.
+class Writer(Protocol):
+    """Turns events into frames, in one API's form."""
 
-    `head` and `waiting` are what EventSource.peek gave.  A failure on the way becomes one frame with the error, and the
-    stream ends without [DONE].
-    """
-    writer = _Writer(shape, with_usage=with_usage)
+    finished: bool  # the last event was written
+    end: bytes  # what ends a stream that succeeded
+
+    def write(self, event: Event) -> list[bytes]:
+        """The frames of one event."""
+        ...
+
+    def failed(self, failure: Exception) -> bytes:
+        """The frame that tells a failure on the way; the stream ends with it."""
+        ...
+
+
+async def frames(
+    source: EventSource, head: list[Event], waiting: asyncio.Task[Event | None] | None, writer: Writer
+) -> AsyncIterator[bytes]:
+    """The frames of one answer; `head` and `waiting` are what EventSource.peek gave."""
     try:
         for event in head:
-            for part in writer.frames(event):
-                yield part
+            for one in writer.write(event):
+                yield one
         if waiting is not None:
             # shield: when this stream is cancelled, the task is cancelled below, not in the middle of a hand-over
             event_or_end = await asyncio.shield(waiting)
-            for part in writer.frames(event_or_end) if event_or_end is not None else ():
-                yield part
+            for one in writer.write(event_or_end) if event_or_end is not None else ():
+                yield one
         async for event in source:
-            for part in writer.frames(event):
-                yield part
+            for one in writer.write(event):
+                yield one
         if not writer.finished:
             raise ApiError("INTERNAL", "The answer broke off.")
-        yield DONE
+        if writer.end:
+            yield writer.end
     except Exception as failure:  # noqa: BLE001 - the status is sent; the stream itself must say it
-        yield frame(error_body(failure))
+        yield writer.failed(failure)
     finally:
         source.cancel()
         if waiting is not None:
             waiting.cancel()
 
 
-class _Writer:
-    """Turns events into chunks: the role, texts that are never empty, the end, the usage."""
+class ChunkWriter:
+    """Chunks of chats and completions: the role, parts that are never empty, the end of each choice, the usage.
 
-    def __init__(self, shape: Shape, *, with_usage: bool) -> None:
+    A failure on the way becomes one frame with the error, and the stream ends without [DONE].
+    """
+
+    end = DONE
+
+    def __init__(self, shape: Shape, error_body: ErrorBody, *, with_usage: bool) -> None:
         self.finished = False
         self._shape = shape
+        self._error_body = error_body
         self._with_usage = with_usage
-        self._logprobs: list[pb.TokenLogprob] = []  # of tokens whose text is held back
+        self._opened: set[int] = set()
+        self._ended: set[int] = set()
+        self._logprobs: dict[int, list[pb.TokenLogprob]] = {}  # of tokens whose text is held back
 
-    def frames(self, event: Event) -> list[bytes]:
-        """One event as it is sent.  A place in the line is a comment: clients that do not know it never see it."""
+    def write(self, event: Event) -> list[bytes]:
+        """The frames of one event.  A place in the line is a comment: clients that do not know it never see it."""
         if isinstance(event, pb.Queued):
-            return [b": queue position %d\n\n" % event.position]
-        return [frame(chunk) for chunk in self._write(event)]
+            return [queued_frame(event)]
+        return [frame(chunk) for chunk in self._chunks(event)]
 
-    def _write(self, event: pb.Started | pb.Delta | pb.Done) -> list[dict[str, Any]]:
-        """The chunks of one event."""
+    def failed(self, failure: Exception) -> bytes:
+        """The frame of a failure on the way."""
+        return frame(self._error_body(failure))
+
+    def _chunks(self, event: pb.Started | pb.Delta | pb.Done) -> list[dict[str, Any]]:
         if isinstance(event, pb.Started):
             self._shape.start(event)
-            opening = self._shape.opening()
-            return [] if opening is None else [self._chunk(opening)]
+            return self._open(0)
         if isinstance(event, pb.Delta):
-            self._logprobs += event.logprobs
-            if not event.text:
-                return []
-            logprobs, self._logprobs = self._logprobs, []
-            return [self._chunk(self._shape.part(event.text, logprobs))]
+            return self._write_delta(event)
         self.finished = True
-        chunks = [self._chunk(self._shape.ending(self._logprobs, event))]
+        chunks = [] if self._ended else self._open(0) + self._end(0, event.finish_reason)
         if self._with_usage:
             chunks.append(self._shape.usage_chunk(event))
         return chunks
+
+    def _write_delta(self, delta: pb.Delta) -> list[dict[str, Any]]:
+        chunks = self._open(delta.choice)
+        held = self._logprobs.setdefault(delta.choice, [])
+        held += delta.logprobs
+        if delta.text or delta.reasoning or delta.tool_calls:
+            self._logprobs[delta.choice] = []
+            part = self._shape.part(delta, held)
+            if part.get("delta") != {}:
+                chunks.append(self._chunk(part))
+        if delta.finish_reason:
+            chunks += self._end(delta.choice, delta.finish_reason)
+        return chunks
+
+    def _open(self, index: int) -> list[dict[str, Any]]:
+        if index in self._opened:
+            return []
+        self._opened.add(index)
+        opening = self._shape.opening(index)
+        return [] if opening is None else [self._chunk(opening)]
+
+    def _end(self, index: int, reason: int) -> list[dict[str, Any]]:
+        self._ended.add(index)
+        return [self._chunk(self._shape.ending(index, self._logprobs.pop(index, []), reason))]
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk = self._shape.chunk(choice)

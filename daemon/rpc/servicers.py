@@ -65,6 +65,12 @@ class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
         del context
         return await self._service.detokenize(request, current_call.get())
 
+    async def RenderChat(  # noqa: N802
+        self, request: tokenizer_rpc.RenderChatRequest, context: Any
+    ) -> tokenizer_rpc.RenderChatResponse:
+        del context
+        return await self._service.render_chat(request, current_call.get())
+
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, services: Services) -> None:

@@ -1,16 +1,17 @@
-"""One answer: events of the engine in, the events Started, Delta and Done out."""
+"""One answer: events of the engine in, Deltas and its end out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from daemon.bridge import RequestStream
 from daemon.errors import TABLE, ApiError
 from daemon.metrics import Metrics
 from daemon.services.host import Served
-from daemon.text.stream import TextStream
+from daemon.text.parts import Called, Part, PartSplitter, Said, Thought
+from daemon.text.stream import StopFilter, TextStream
 from quantd.v1 import generate_pb2 as pb
 from runtime import request as words
 from runtime.request import FinishEvent, FinishReason, TokenEvent
@@ -24,9 +25,28 @@ _REASON_OF_ERROR = {
         "INVALID_ARGUMENT",
         "The sampling options and logit_bias leave no token to choose.",
     ),
+    words.ERROR_CONSTRAINT_FAILED: (
+        "CONSTRAINT_FAILED",
+        "The grammar became too complex to go on; the answer was ended. Make the schema or the grammar simpler.",
+    ),
     words.ERROR_ENGINE_STOPPED: ("UNAVAILABLE", "The daemon is shutting down."),
     words.ERROR_MODEL_FILE_CHANGED: ("MODEL_FILE_CHANGED", "The model's file changed while it was in use."),
 }
+
+
+class MarkedTokens:
+    """A tokenizer's bytes, with those of control tokens that must be seen in the text."""
+
+    def __init__(self, tokenizer: TokenBytesOf, markers: Mapping[int, bytes] | None) -> None:
+        self._bytes = tokenizer
+        self._markers = markers or {}
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds."""
+        return self._markers.get(token_id) or self._bytes(token_id)
+
+
+TokenBytesOf = Callable[[int], bytes]
 
 
 @dataclass(slots=True)
@@ -35,13 +55,19 @@ class Answer:
 
     served: Served
     stream: RequestStream
-    text: TextStream
+    text: TextStream  # of whole characters, without stop texts
+    stops: StopFilter
+    splitter: PartSplitter | None
+    call_id: Callable[[int], str]  # id of the answer's n-th call
     metrics: Metrics
     seed: int
     with_logprobs: bool
     accepted_s: float  # time.monotonic() of acceptance
     line_ms: float = 0.0  # spent in the line, before the engine had the request
+    choice: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    logprob_sum: float = 0.0
     pending_ids: list[int] = field(default_factory=list)  # tokens whose text is held back
     last_token_s: float | None = None
 
@@ -54,14 +80,14 @@ class Answer:
             delta = self._add(event)
             if delta is not None:
                 yield delta
-            if self.text.stopped is not None:
+            if self.stops.stopped is not None:
                 event = await self._stop()
                 break
-        if self.text.stopped is None:
+        if self.stops.stopped is None:
             self._require_success(event)
-            rest = self.text.finish()
-            if rest:
-                yield pb.Delta(text=rest, token_ids=self.pending_ids)
+            rest = self._rest()
+            if rest is not None:
+                yield rest
         yield self._done(event)
 
     def _add(self, event: TokenEvent) -> pb.Delta | None:
@@ -73,13 +99,55 @@ class Answer:
             self.metrics.inter_token(self.served.name, now_s - self.last_token_s)
         self.last_token_s = now_s
         self.completion_tokens += 1
+        self.logprob_sum += event.logprob or 0.0
         self.pending_ids.append(event.token_id)
         text = self.text.push(event.token_id)
-        if not text and not self.with_logprobs:
-            return None
-        delta = pb.Delta(text=text, token_ids=self.pending_ids)
-        if self.with_logprobs:
+        delta = pb.Delta(choice=self.choice)
+        said = True
+        if self.splitter is None:
+            delta.text = self.stops.push(text)
+        else:
+            said = self.splitter.saying
+            self.reasoning_tokens += self.splitter.thinking
+            self._take(self.splitter.push(text), delta)
+            said = said and self.splitter.saying and not delta.reasoning and not delta.tool_calls
+        if self.with_logprobs and said:
             delta.logprobs.append(self._logprob(event))
+        return self._with_ids(delta)
+
+    def _take(self, parts: list[Part], delta: pb.Delta) -> None:
+        for part in parts:
+            if isinstance(part, Said):
+                delta.text += self.stops.push(part.text)
+            elif isinstance(part, Thought):
+                delta.reasoning += part.text
+            else:
+                self._take_call(part, delta)
+
+    def _take_call(self, part: Called, delta: pb.Delta) -> None:
+        if part.name:
+            delta.tool_calls.add(index=part.index, id=self.call_id(part.index), name=part.name)
+        elif delta.tool_calls and delta.tool_calls[-1].index == part.index:
+            delta.tool_calls[-1].arguments += part.arguments
+        else:
+            delta.tool_calls.add(index=part.index, arguments=part.arguments)
+
+    def _rest(self) -> pb.Delta | None:
+        """What was held back to the end."""
+        delta = pb.Delta(choice=self.choice)
+        rest = self.text.finish()
+        if self.splitter is None:
+            delta.text = self.stops.push(rest)
+        else:
+            self._take([*self.splitter.push(rest), *self.splitter.finish()], delta)
+        if self.stops.stopped is None:
+            delta.text += self.stops.finish()
+        return self._with_ids(delta)
+
+    def _with_ids(self, delta: pb.Delta) -> pb.Delta | None:
+        if not (delta.text or delta.logprobs or delta.reasoning or delta.tool_calls):
+            return None
+        delta.token_ids.extend(self.pending_ids)
         self.pending_ids.clear()
         return delta
 
@@ -115,16 +183,22 @@ class Answer:
         raise ApiError(reason, message)
 
     def _done(self, event: FinishEvent) -> pb.Done:
-        by_text = self.text.stopped is not None
-        length = not by_text and event.reason is FinishReason.LENGTH
+        stopped = self.stops.stopped
+        if stopped is None and event.reason is FinishReason.LENGTH:
+            reason = pb.FINISH_REASON_LENGTH
+        elif stopped is None and self.splitter is not None and self.splitter.num_calls:
+            reason = pb.FINISH_REASON_TOOL_CALLS
+        else:
+            reason = pb.FINISH_REASON_STOP
         return pb.Done(
-            finish_reason=pb.FINISH_REASON_LENGTH if length else pb.FINISH_REASON_STOP,
-            stop_text=self.text.stopped or "",
+            finish_reason=reason,
+            stop_text=stopped or "",
             usage=pb.Usage(
                 prompt_tokens=event.prompt_tokens,
                 # After a stop text the engine may have sampled one more: the answer ends where the text does.
-                completion_tokens=self.completion_tokens if by_text else event.completion_tokens,
                 cached_tokens=event.cached_tokens,
+                completion_tokens=self.completion_tokens if stopped is not None else event.completion_tokens,
+                reasoning_tokens=self.reasoning_tokens,
             ),
             timings=pb.Timings(
                 queue_ms=self.line_ms + event.queue_ms,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -16,26 +20,33 @@ from daemon.bridge import Bridge
 from daemon.errors import ApiError, to_api_error
 from daemon.keep_alive import from_ms
 from daemon.log import get_logger
-from daemon.services.answer import Answer, AnswerEvent
+from daemon.services.answer import Answer, AnswerEvent, MarkedTokens
 from daemon.services.call import Call, new_request_id
+from daemon.services.choices import best, merged
+from daemon.services.constraint import Constraints
 from daemon.services.defaults import with_defaults
+from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, Served
-from daemon.services.options import Options, read_options, read_priority
+from daemon.services.options import Options, invalid, read_options, read_priority
 from daemon.services.prompt import (
+    Prompt,
     check_messages,
     check_prompt,
-    encode_chat,
-    encode_prompt,
+    prepare_chat,
+    prepare_prompt,
     prompt_text,
     require_room,
 )
-from daemon.text.stream import TextStream
+from daemon.text.chat_form import short_id
+from daemon.text.stream import StopFilter, TextStream
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import generate_service_pb2 as rpc
 from runtime.request import FinishEvent, Request
 
 log = get_logger("quantd.requests")
 Message = TypeVar("Message", pb.GenerateRequest, pb.ChatRequest)
+Check = Callable[[Message, Served], None]
+Prepare = Callable[[Message, Served, Constraints], Prompt]
 
 
 class GenerateService:
@@ -58,18 +69,19 @@ class GenerateService:
             max_waiting_tokens=max_waiting_tokens,
             max_wait_s=max_wait_s,
         )
+        self.constraints = Constraints()
 
     async def generate(
         self, request: pb.GenerateRequest, call: Call
     ) -> AsyncGenerator[rpc.GenerateResponse, None]:
         """Continues a prompt: Started, Deltas, Done.  Close the iterator to end the request."""
-        async with aclosing(self._answer(request, call, check_prompt, encode_prompt)) as events:
+        async with aclosing(self._answer(request, call, check_prompt, prepare_prompt)) as events:
             async for event in events:
                 yield _wrap(rpc.GenerateResponse, event)
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> AsyncGenerator[rpc.ChatResponse, None]:
         """Answers a conversation: Started, Deltas, Done.  Close the iterator to end the request."""
-        async with aclosing(self._answer(request, call, check_messages, encode_chat)) as events:
+        async with aclosing(self._answer(request, call, check_messages, prepare_chat)) as events:
             async for event in events:
                 yield _wrap(rpc.ChatResponse, event)
 
@@ -77,24 +89,22 @@ class GenerateService:
         self, request: rpc.GenerateUnaryRequest, call: Call
     ) -> rpc.GenerateUnaryResponse:
         """Continues a prompt; the whole answer."""
+        _require_one(request.request)
         response = rpc.GenerateUnaryResponse()
-        async with aclosing(self._answer(request.request, call, check_prompt, encode_prompt)) as events:
+        async with aclosing(self._answer(request.request, call, check_prompt, prepare_prompt)) as events:
             await _gather(events, response)
         return response
 
     async def chat_unary(self, request: rpc.ChatUnaryRequest, call: Call) -> rpc.ChatUnaryResponse:
         """Answers a conversation; the whole answer."""
+        _require_one(request.request)
         response = rpc.ChatUnaryResponse()
-        async with aclosing(self._answer(request.request, call, check_messages, encode_chat)) as events:
+        async with aclosing(self._answer(request.request, call, check_messages, prepare_chat)) as events:
             await _gather(events, response)
         return response
 
     async def _answer(
-        self,
-        request: Message,
-        call: Call,
-        check: Callable[[Message, Served], None],
-        encode: Callable[[Message, Served], list[int]],
+        self, request: Message, call: Call, check: Check[Message], prepare: Prepare[Message]
     ) -> AsyncGenerator[AnswerEvent, None]:
         metrics = self._host.metrics
         ticket: Ticket | None = None
@@ -104,20 +114,22 @@ class GenerateService:
                 request.model, deadline=call.deadline, keep_alive_s=keep_alive_s
             ) as served:
                 request = with_defaults(request, served)
-                asked = await self._read(request, call, served, check, encode)
+                asked = await self._read(request, call, served, check=check, prepare=prepare)
+                # The choices of one request share its place in the line; the engine takes them as sessions become free.
                 ticket = self._line_of(served).join(
-                    call.caller, priority=asked.priority, prompt_tokens=len(asked.ids)
+                    call.caller, priority=asked.priority, prompt_tokens=len(asked.prompt.ids)
                 )
                 yield pb.Started(
                     request_id=call.request_id,
                     model=served.name,
                     created_unix_ms=time.time_ns() // 1_000_000,
-                    prompt_tokens=len(asked.ids),
+                    prompt_tokens=len(asked.prompt.ids),
+                    system_fingerprint=_fingerprint(served.entry),
                 )
                 tell = request.options.report_queue_position
                 async for place in ticket.positions(call.deadline, tell=tell):
                     yield pb.Queued(position=place)
-                answer = self._submit(asked, call, served, ticket)
+                answers = self._submit_all(asked, call, served, ticket)
         except BaseException as failure:
             if ticket is not None:
                 ticket.leave()
@@ -125,67 +137,106 @@ class GenerateService:
                 metrics.rejected(to_api_error(failure).reason)
             raise
         try:
+            options = asked.options
             if isinstance(request, pb.GenerateRequest) and request.echo:
-                yield pb.Delta(text=prompt_text(request, answer.served))
-            async with aclosing(answer.events()) as events:
+                text = prompt_text(request, served)
+                for choice in range(options.num_choices):
+                    yield pb.Delta(text=text, choice=choice)
+            async with aclosing(_events(answers, options, request)) as events:
                 async for event in events:
                     yield event
         except ApiError as failure:
             metrics.failed(failure.reason)
             raise
         finally:
-            # Whatever ended this (the answer, an error, a cancelled call, a closed iterator): the session is free.
-            answer.stream.close()
+            # Whatever ended this (the answer, an error, a cancelled call, a closed iterator): the sessions are free.
+            for answer in answers:
+                answer.stream.close()
 
     async def _read(
         self,
         request: Message,
         call: Call,
         served: Served,
-        check: Callable[[Message, Served], None],
-        encode: Callable[[Message, Served], list[int]],
+        *,
+        check: Check[Message],
+        prepare: Prepare[Message],
     ) -> _Asked:
         """Checks and encodes a request: what it costs is known, and nothing is taken yet."""
         accepted_s = time.monotonic()
         model = served.model
         options = read_options(
-            request.options, n_vocab=model.tokenizer.n_vocab, context_tokens=model.context_tokens
+            request.options,
+            n_vocab=model.tokenizer.n_vocab,
+            context_tokens=model.context_tokens,
+            encode=model.tokenizer.encode_continuation,
         )
         priority = read_priority(request.options, call.caller.key.priority)
         check(request, served)
         loop = asyncio.get_running_loop()
-        ids = await loop.run_in_executor(self._host.text_workers, encode, request, served)
+        prompt = await loop.run_in_executor(
+            self._host.text_workers, prepare, request, served, self.constraints
+        )
+        require_room(prompt.field, len(prompt.ids), options.context_tokens)
+        own: list[Any] = [None] * options.best_of
+        if prompt.plan is not None:
+            own = await self.constraints.compile(prompt.plan, model, options.best_of)
         if call.deadline is not None and time.monotonic() >= call.deadline:
             raise ApiError("DEADLINE_EXCEEDED", "The time for this request ran out.")
-        field = (
-            "messages" if isinstance(request, pb.ChatRequest) else request.WhichOneof("prompt") or "prompt"
-        )
-        require_room(field, len(ids), options.context_tokens)
-        return _Asked(ids, options, priority, accepted_s)
+        return _Asked(prompt, options, priority, accepted_s, own)
 
-    def _submit(self, asked: _Asked, call: Call, served: Served, ticket: Ticket) -> Answer:
-        """Gives a request to the engine; its ticket is given back when the engine says that it is over."""
-        model, options = served.model, asked.options
-        stream = served.bridge.submit(_engine_request(call, asked.ids, options, model))
-        stream.on_stall = call.on_stall
-        answer = Answer(
-            served=served,
-            stream=stream,
-            text=TextStream(model.tokenizer, options.stop),
-            metrics=self._host.metrics,
-            seed=options.sampling.seed,
-            with_logprobs=options.sampling.top_logprobs is not None,
-            accepted_s=asked.accepted_s,
-            line_ms=ticket.waited_s * 1e3,
-        )
+    def _submit_all(self, asked: _Asked, call: Call, served: Served, ticket: Ticket) -> list[Answer]:
+        """Gives every choice to the engine; the ticket is given back when the engine says that all are over."""
+        answers: list[Answer] = []
+        num_open = len(asked.constraints)
 
-        def finished(event: FinishEvent) -> None:
-            ticket.leave()
+        def finished(event: FinishEvent, answer: Answer) -> None:
+            nonlocal num_open
+            num_open -= 1
+            if not num_open:
+                ticket.leave()
             call.caller.charge(event.completion_tokens)
             self._finished(call, answer, event)
 
-        stream.on_finish = finished
-        return answer
+        try:
+            for choice in range(len(asked.constraints)):
+                answer = self._submit(asked, call, served, ticket=ticket, choice=choice)
+                answer.stream.on_finish = partial(finished, answer=answer)
+                answers.append(answer)
+        except BaseException:
+            for answer in answers:
+                answer.stream.close()
+            raise
+        return answers
+
+    def _submit(self, asked: _Asked, call: Call, served: Served, *, ticket: Ticket, choice: int) -> Answer:
+        prompt = asked.prompt
+
+        def call_id(index: int) -> str:
+            text = f"{call.request_id}-{choice}-{index}"
+            return (
+                short_id(text)
+                if prompt.short_ids
+                else f"call_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+            )
+
+        request = _engine_request(call, asked, model=served.model, choice=choice)
+        stream = served.bridge.submit(request)
+        stream.on_stall = call.on_stall
+        return Answer(
+            served=served,
+            stream=stream,
+            text=TextStream(MarkedTokens(served.model.tokenizer.token_bytes, prompt.markers)),
+            stops=StopFilter(asked.options.stop),
+            splitter=prompt.splitter(),
+            call_id=call_id,
+            metrics=self._host.metrics,
+            seed=request.sampling.seed,
+            with_logprobs=request.sampling.top_logprobs is not None,
+            accepted_s=asked.accepted_s,
+            line_ms=ticket.waited_s * 1e3,
+            choice=choice,
+        )
 
     def _line_of(self, served: Served) -> Line:
         """The line in front of a model; it goes with the model."""
@@ -196,7 +247,7 @@ class GenerateService:
 
     def _finished(self, call: Call, answer: Answer, event: FinishEvent) -> None:
         """Counts and logs the end of a request, also of one whose caller is gone."""
-        reason = "stop" if answer.text.stopped is not None else event.reason.value
+        reason = "stop" if answer.stops.stopped is not None else event.reason.value
         self._host.metrics.finished(
             answer.served.name,
             reason,
@@ -224,24 +275,59 @@ class GenerateService:
 class _Asked:
     """A request that was checked and encoded."""
 
-    ids: list[int]
+    prompt: Prompt
     options: Options
     priority: int
     accepted_s: float  # time.monotonic()
+    constraints: list[Any]  # one for each choice; None: the answer is free
 
 
-def _engine_request(call: Call, ids: list[int], options: Options, model: Any) -> Request:
-    """The engine's request; max_tokens is cut to the room that the prompt leaves."""
-    room = options.context_tokens - len(ids)
+def _engine_request(call: Call, asked: _Asked, *, model: Any, choice: int) -> Request:
+    """The engine's request for one of the answers; max_tokens is cut to the room that the prompt leaves."""
+    prompt, options = asked.prompt, asked.options
+    room = options.context_tokens - len(prompt.ids)
+    sampling = options.sampling
+    if choice:
+        sampling = dataclasses.replace(sampling, seed=(sampling.seed + choice) % 2**64)
+    if options.best_of > options.num_choices and sampling.top_logprobs is None:
+        sampling = dataclasses.replace(sampling, top_logprobs=0)  # the ranking needs them
     return Request(
         id=new_request_id(),  # the call's own id may be a caller's choice, and not unique
-        prompt_ids=ids,
+        prompt_ids=prompt.ids,
         max_tokens=room if options.max_tokens is None else min(room, options.max_tokens),
-        sampling=options.sampling,
+        sampling=sampling,
         stop_token_ids=frozenset() if options.ignore_eos else model.eog_token_ids,
         deadline=call.deadline,
         cache_scope=call.cache_scope,
+        constraint=asked.constraints[choice],
     )
+
+
+def _events(
+    answers: list[Answer], options: Options, request: Message
+) -> AsyncGenerator[pb.Delta | pb.Done, None]:
+    if options.best_of == options.num_choices:
+        return merged(answers)
+    return best(answers, options.num_choices, with_logprobs=request.options.HasField("top_logprobs"))
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("quantd")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
+def _fingerprint(entry: ModelEntry) -> str:
+    facts = f"{_version()}|{entry.name}|{entry.size_bytes}|{entry.modified_ns}"
+    return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
+
+
+def _require_one(request: Message) -> None:
+    """A unary answer has room for one choice."""
+    if request.options.num_choices > 1:
+        raise invalid("options.num_choices", "more than one answer needs the streaming call")
 
 
 def _wrap(kind: Any, event: AnswerEvent) -> Any:
@@ -255,6 +341,8 @@ def _wrap(kind: Any, event: AnswerEvent) -> Any:
 async def _gather(events: AsyncIterator[AnswerEvent], response: Any) -> None:
     """Joins an answer into the three fields of a unary response."""
     texts: list[str] = []
+    thoughts: list[str] = []
+    calls: dict[int, pb.ToolCallDelta] = {}
     async for event in events:
         if isinstance(event, pb.Started):
             response.started.CopyFrom(event)
@@ -262,8 +350,15 @@ async def _gather(events: AsyncIterator[AnswerEvent], response: Any) -> None:
             continue  # nobody watches
         elif isinstance(event, pb.Delta):
             texts.append(event.text)
+            thoughts.append(event.reasoning)
+            for part in event.tool_calls:
+                call = calls.setdefault(part.index, pb.ToolCallDelta(index=part.index))
+                call.id, call.name = call.id or part.id, call.name or part.name
+                call.arguments += part.arguments
             response.answer.logprobs.extend(event.logprobs)
             response.answer.token_ids.extend(event.token_ids)
         else:
             response.done.CopyFrom(event)
     response.answer.text = "".join(texts)
+    response.answer.reasoning = "".join(thoughts)
+    response.answer.tool_calls.extend(calls.values())

@@ -286,7 +286,7 @@ class LibraryService:
 
 def check_parameters(options: pb.GenerationOptions) -> str:
     """Defaults in the form of the manifest; INVALID_ARGUMENT for values that no request could have."""
-    read_options(options, n_vocab=2**31 - 1, context_tokens=MAX_CONTEXT_TOKENS)
+    read_options(options, n_vocab=2**31 - 1, context_tokens=MAX_CONTEXT_TOKENS, encode=lambda _: [])
     return parameters_json(options)
 
 

@@ -124,6 +124,12 @@ class LocalBackend:
         """Join token ids to text."""
         return await self._services.tokenizer.detokenize(request, self._call(context))
 
+    async def render_chat(
+        self, request: tokenizer_service_pb2.RenderChatRequest, context: CallContext
+    ) -> tokenizer_service_pb2.RenderChatResponse:
+        """Render a conversation without answering it."""
+        return await self._services.tokenizer.render_chat(request, self._call(context))
+
     async def health(self) -> Health:
         """Live while the engine is; ready while it would take a request."""
         host = self._services.host

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_NUM_CHOICES = 16
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_MESSAGES = 4096
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -34,6 +36,8 @@ class Options:
     ignore_eos: bool
     context_tokens: int  # of prompt and answer together
     sampling: SamplingParams
+    num_choices: int = 1
+    best_of: int = 1
 
 
 def invalid(field: str, message: str) -> ApiError:
@@ -41,8 +45,13 @@ def invalid(field: str, message: str) -> ApiError:
     return ApiError("INVALID_ARGUMENT", f"{field.rsplit('.', 1)[-1]}: {message}", field=field)
 
 
-def read_options(options: pb.GenerationOptions, *, n_vocab: int, context_tokens: int) -> Options:
-    """Checks every field and fills in the defaults; ApiError INVALID_ARGUMENT names the first bad one."""
+def read_options(
+    options: pb.GenerationOptions, *, n_vocab: int, context_tokens: int, encode: Callable[[str], list[int]]
+) -> Options:
+    """Checks every field and fills in the defaults; ApiError INVALID_ARGUMENT names the first bad one.
+
+    `encode` gives the tokens of a text that is to be biased.
+    """
     max_tokens = options.max_tokens if options.HasField("max_tokens") else None
     if max_tokens is not None and not 1 <= max_tokens <= context_tokens:
         raise invalid(
@@ -51,6 +60,15 @@ def read_options(options: pb.GenerationOptions, *, n_vocab: int, context_tokens:
     top_logprobs = options.top_logprobs if options.HasField("top_logprobs") else None
     if top_logprobs is not None and not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
         raise invalid("options.top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, not {top_logprobs}")
+    num_choices = options.num_choices if options.HasField("num_choices") else 1
+    if not 1 <= num_choices <= MAX_NUM_CHOICES:
+        raise invalid("options.num_choices", f"must be 1 to {MAX_NUM_CHOICES}, not {num_choices}")
+    best_of = options.best_of if options.HasField("best_of") else num_choices
+    if not num_choices <= best_of <= MAX_NUM_CHOICES:
+        raise invalid(
+            "options.best_of",
+            f"must be {num_choices} (the number of choices) to {MAX_NUM_CHOICES}, not {best_of}",
+        )
     wanted_tokens = options.context_tokens if options.HasField("context_tokens") else context_tokens
     if not MIN_CONTEXT_TOKENS <= wanted_tokens <= MAX_CONTEXT_TOKENS:
         raise invalid(
@@ -62,7 +80,9 @@ def read_options(options: pb.GenerationOptions, *, n_vocab: int, context_tokens:
         context_tokens=min(wanted_tokens, context_tokens),
         stop=_read_stops(options.stop),
         ignore_eos=options.ignore_eos,
-        sampling=_read_sampling(options.sampling, top_logprobs, n_vocab),
+        sampling=_read_sampling(options.sampling, top_logprobs, n_vocab, encode),
+        num_choices=num_choices,
+        best_of=best_of,
     )
 
 
@@ -86,7 +106,9 @@ def _read_stops(stops: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stops))
 
 
-def _read_sampling(sampling: pb.SamplingParams, top_logprobs: int | None, n_vocab: int) -> SamplingParams:
+def _read_sampling(
+    sampling: pb.SamplingParams, top_logprobs: int | None, n_vocab: int, encode: Callable[[str], list[int]]
+) -> SamplingParams:
     number = _Numbers(sampling)
     return SamplingParams(
         temperature=number("temperature", 0, 2),
@@ -97,7 +119,7 @@ def _read_sampling(sampling: pb.SamplingParams, top_logprobs: int | None, n_voca
         repeat_last_n=int(number("repeat_last_n", 0, 4096)),
         presence_penalty=number("presence_penalty", -2, 2),
         frequency_penalty=number("frequency_penalty", -2, 2),
-        logit_bias=_read_logit_bias(sampling.logit_bias, n_vocab),
+        logit_bias=_read_logit_bias(sampling, n_vocab, encode),
         seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
         top_logprobs=top_logprobs,
     )
@@ -120,13 +142,23 @@ class _Numbers:
         return value
 
 
-def _read_logit_bias(biases: Any, n_vocab: int) -> tuple[tuple[int, float], ...]:
+def _read_logit_bias(
+    sampling: pb.SamplingParams, n_vocab: int, encode: Callable[[str], list[int]]
+) -> tuple[tuple[int, float], ...]:
     field = "options.sampling.logit_bias"
-    if len(biases) > MAX_LOGIT_BIAS:
-        raise invalid(field, f"at most {MAX_LOGIT_BIAS} tokens, not {len(biases)}")
-    for token_id, bias in biases.items():
+    num_entries = len(sampling.logit_bias) + len(sampling.text_bias)
+    if num_entries > MAX_LOGIT_BIAS:
+        raise invalid(field, f"at most {MAX_LOGIT_BIAS} tokens, not {num_entries}")
+    biases: dict[int, float] = dict(sampling.logit_bias)
+    for token_id in biases:
         if not 0 <= token_id < n_vocab:
             raise invalid(field, f"token ids are 0 to {n_vocab - 1}, not {token_id}")
+    for text, bias in sorted(sampling.text_bias.items()):
+        if not 1 <= len(text.encode()) <= MAX_STOP_BYTES:
+            raise invalid(field, f"texts must be 1 to {MAX_STOP_BYTES} bytes, not {len(text.encode())}")
+        for token_id in encode(text):
+            biases.setdefault(token_id, bias)
+    for bias in biases.values():
         if not (math.isfinite(bias) and -100 <= bias <= 100):
             raise invalid(field, f"must be -100 to 100, not {bias:g}")
     return tuple(sorted(biases.items()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from daemon.services.call import Call
+from daemon.services.constraint import Constraints
 from daemon.services.host import ModelHost
 from daemon.services.options import MAX_TEXT_BYTES, invalid
-from daemon.services.prompt import check_ids
+from daemon.services.prompt import check_ids, check_messages, prepare_chat
+from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import tokenizer_service_pb2 as rpc
 
 MAX_IDS = 1_048_576
@@ -18,6 +20,7 @@ class TokenizerService:
 
     def __init__(self, host: ModelHost) -> None:
         self._host = host
+        self._constraints = Constraints()
 
     async def tokenize(self, request: rpc.TokenizeRequest, call: Call) -> rpc.TokenizeResponse:
         """Splits text into token ids."""
@@ -49,3 +52,16 @@ class TokenizerService:
 
             text = await asyncio.get_running_loop().run_in_executor(self._host.text_workers, decode)
         return rpc.DetokenizeResponse(text=text)
+
+    async def render_chat(self, request: rpc.RenderChatRequest, call: Call) -> rpc.RenderChatResponse:
+        """Renders a conversation as Chat would, without answering it."""
+        del call
+        chat = pb.ChatRequest()
+        chat.CopyFrom(request.request)
+        chat.ClearField("options")
+        async with self._host.admit(chat.model) as served:
+            check_messages(chat, served)
+            prompt = await asyncio.get_running_loop().run_in_executor(
+                self._host.text_workers, prepare_chat, chat, served, self._constraints
+            )
+        return rpc.RenderChatResponse(prompt=prompt.text, ids=prompt.ids)

@@ -24,35 +24,51 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: TokenBytes, stop: Sequence[str] = ()) -> None:
-        self.stopped: str | None = None
         self._tokenizer = tokenizer
-        self._stop = tuple(text for text in stop if text)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._stops = StopFilter(stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop text that was met."""
+        return self._stops.stopped
 
     def push(self, token_id: int) -> str:
         """Return the text that a token makes ready; often empty."""
-        return self._add(self._decoder.decode(self._tokenizer.token_bytes(token_id)), final=False)
+        return self._stops.push(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
 
     def finish(self) -> str:
         """Return what was held back; bytes that never became a character are U+FFFD."""
-        return self._add(self._decoder.decode(b"", final=True), final=True)
+        return self._stops.push(self._decoder.decode(b"", final=True)) + self._stops.finish()
 
-    def _add(self, text: str, *, final: bool) -> str:
+
+class StopFilter:
+    """Gives text out up to the first stop text; holds back what may still become one."""
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.stopped: str | None = None
+        self._stop = tuple(text for text in stop if text)
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Return what `text` makes ready."""
         if self.stopped is not None:
             return ""
         self._held += text
         if not self._stop:
-            ready, self._held = self._held, ""
-            return ready
+            return self.finish()
         met = self._find_stop()
         if met is not None:
             start, self.stopped = met
             ready, self._held = self._held[:start], ""
             return ready
-        keep = 0 if final else self._partial_stop()
-        cut = len(self._held) - keep
+        cut = len(self._held) - held_back(self._held, self._stop)
         ready, self._held = self._held[:cut], self._held[cut:]
+        return ready
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        ready, self._held = self._held, ""
         return ready
 
     def _find_stop(self) -> tuple[int, str] | None:
@@ -64,11 +80,12 @@ class TextStream:
         _, start, stop = min(complete)
         return start, stop
 
-    def _partial_stop(self) -> int:
-        """How many characters at the end could begin a stop text."""
-        longest = max(map(len, self._stop)) - 1
-        for size in range(min(longest, len(self._held)), 0, -1):
-            tail = self._held[-size:]
-            if any(stop.startswith(tail) for stop in self._stop):
-                return size
-        return 0
+
+def held_back(text: str, marks: Sequence[str]) -> int:
+    """How many characters at the end of `text` could begin one of `marks`."""
+    longest = max(map(len, marks), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        tail = text[-size:]
+        if any(mark.startswith(tail) for mark in marks):
+            return size
+    return 0

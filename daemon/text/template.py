@@ -8,13 +8,15 @@ such text are rendered and encoded exactly as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jinja2
 
 from daemon.errors import ApiError
 from daemon.text.budget import BUDGET, Budget, TemplateLimitError
+from daemon.text.chat_form import Call, Turn, read_form
 from daemon.text.sandbox import TemplateEnvironment, TemplateRefusalError
 from runtime.gguf import ModelFile
 from runtime.tokenizer import MAX_TEXT_BYTES, Tokenizer
@@ -28,7 +30,15 @@ _CPU_S_PER_CHAR = 1e-7
 # Noncharacters: no text has them for a reason.
 _MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt, as text and as token ids."""
+
+    text: str
+    ids: list[int]
 
 
 class ChatTemplate:
@@ -56,6 +66,7 @@ class ChatTemplate:
             raise ApiError(
                 "TEMPLATE_ERROR", f"The chat template does not compile: {type(error).__name__}."
             ) from None
+        self.form = read_form(source, takes_system=self._takes_system())
 
     @classmethod
     def of_model(cls, file: ModelFile, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -74,22 +85,31 @@ class ChatTemplate:
             eos_token="" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id),
         )
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation; each message has "role" and "content", and "name" where one was given.
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a conversation; each message has "role" and "content", and what else the template may use.
 
-        Raises ApiError TEMPLATE_ERROR if the template refuses the conversation, fails or does too much.
+        `variables` are further ones for the template, such as "tools".  Raises ApiError TEMPLATE_ERROR if the template
+        refuses the conversation, fails or does too much.
         """
-        size = sum(len(value) for message in messages for value in message.values())
+        variables = {"tools": None, "documents": None, **(variables or {})}
+        size = sum(len(text) for text in _texts([*messages, variables]))
         token = BUDGET.set(
             Budget(size=_MIN_SIZE + _SIZE_PER_CHAR * size, cpu_s=_CPU_S + _CPU_S_PER_CHAR * size)
         )
         try:
             text = self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                **{
+                    **variables,
+                    "messages": [dict(message) for message in messages],
+                    "add_generation_prompt": add_generation_prompt,
+                    **self._tokens,
+                }
             )
         except TemplateRefusalError as error:
             message = f"The model's chat template refuses this conversation: {str(error)[:MAX_REFUSAL_CHARS]}"
@@ -112,28 +132,100 @@ class ChatTemplate:
     def encode(
         self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Token ids of the prompt: the template's control tokens are tokens, those that messages spell out are text.
+        """Token ids of plain messages; see `encode_chat`."""
+        turns = [Turn(message["role"], message["content"], message.get("name", "")) for message in messages]
+        return self.encode_chat(turns, tokenizer, add_generation_prompt=add_generation_prompt).ids
 
-        Begins with the model's beginning-of-text token exactly once if the model wants one.
+    def encode_chat(
+        self,
+        turns: Sequence[Turn],
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+    ) -> Rendered:
+        """The prompt of a conversation with its tools.
+
+        The template's control tokens are tokens, those that messages and tools spell out are text.  Begins with the
+        model's beginning-of-text token exactly once if the model wants one.  `continue_final`: the last message is
+        not ended, the answer goes on with it.
         """
-        mark = self._unused_mark(messages)
-        broken: list[dict[str, str]] = [
-            {
-                key: value if key == "role" else tokenizer.break_special(value, mark)
-                for key, value in message.items()
-            }
-            for message in messages
-        ]
-        used = any(mark in value for message in broken for value in message.values())
-        prompt = self.render(broken, add_generation_prompt=add_generation_prompt)
+        mark = _unused_mark([self.source, *_texts([asdict(turn) for turn in turns]), *_texts(list(tools))])
+
+        def plain(text: str) -> str:
+            return tokenizer.break_special(text, mark)
+
+        broken = [_broken_turn(turn, plain) for turn in turns]
+        messages, tool_variables = self.form.arrange(broken, [_broken(tool, plain) for tool in tools])
+        prompt = self.render(
+            messages,
+            add_generation_prompt=add_generation_prompt and not continue_final,
+            variables={**(variables or {}), **tool_variables},
+        )
+        if continue_final and broken:
+            last = broken[-1].content.strip()
+            at = prompt.rfind(last)
+            if last and at >= 0:
+                prompt = prompt[: at + len(last)]
+        used = mark in prompt
         ids = tokenizer.encode(prompt, add_special=False, parse_special=True, drop=mark if used else "")
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
-        return ids
+        return Rendered(prompt.replace(mark, "") if used else prompt, ids)
 
-    def _unused_mark(self, messages: Sequence[Message]) -> str:
-        texts: list[Any] = [self.source, *(value for message in messages for value in message.values())]
-        for mark in _MARKS:
-            if not any(mark in text for text in texts):
-                return mark
-        raise ApiError("INVALID_ARGUMENT", "The messages use every Unicode noncharacter.", field="messages")
+    def _takes_system(self) -> bool:
+        """False where the template refuses a system message and takes the conversation without it."""
+        if "raise_exception" not in self.source:
+            return True
+        user = {"role": "user", "content": "a"}
+        try:
+            self.render([{"role": "system", "content": "a"}, user])
+        except ApiError:
+            try:
+                self.render([user])
+            except ApiError:
+                return True
+            return False
+        return True
+
+
+def _unused_mark(texts: Sequence[str]) -> str:
+    for mark in _MARKS:
+        if not any(mark in text for text in texts):
+            return mark
+    raise ApiError("INVALID_ARGUMENT", "The messages use every Unicode noncharacter.", field="messages")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested lists and objects, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _broken(value: Any, plain: Callable[[str], str]) -> Any:
+    """`value` with every text made plain."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {plain(str(key)): _broken(item, plain) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_broken(item, plain) for item in value]
+    return value
+
+
+def _broken_turn(turn: Turn, plain: Callable[[str], str]) -> Turn:
+    calls = tuple(
+        Call(plain(call.id), plain(call.name), _broken(call.arguments, plain)) for call in turn.calls
+    )
+    return Turn(
+        turn.role, plain(turn.content), plain(turn.name), calls, plain(turn.call_id), plain(turn.reasoning)
+    )

@@ -1,6 +1,12 @@
 """Structured output: grammars compiled with the `llguidance` library, as constraints on tokens."""
 
-from runtime.grammar.compiler import GrammarCompiler, GrammarKind, GrammarSpec
+from runtime.grammar.compiler import (
+    GrammarCompiler,
+    GrammarKind,
+    GrammarSpec,
+    parse_schema,
+    styled_schema,
+)
 from runtime.grammar.constraint import GrammarConstraint
 from runtime.grammar.trigger import Reasoning, TriggeredConstraint
 
@@ -11,4 +17,6 @@ __all__ = [
     "GrammarSpec",
     "Reasoning",
     "TriggeredConstraint",
+    "parse_schema",
+    "styled_schema",
 ]

@@ -5,8 +5,10 @@ Until then the answer is free and costs nothing: no mask, no grammar, only a loo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from runtime.constraint import Advance, MaskWords
 from runtime.grammar.constraint import GrammarConstraint
@@ -34,25 +36,43 @@ class TriggeredConstraint:
 
     def __init__(
         self,
-        inner: GrammarConstraint,
+        inner: GrammarConstraint | None,
         token_bytes: TokenBytes,
         *,
-        triggers: Sequence[bytes] = (),
+        triggers: Mapping[bytes, GrammarConstraint] | None = None,
         at_start: bool = False,
         reasoning: Reasoning | None = None,
+        gap: Sequence[int] = (),
     ) -> None:
-        """`at_start`: a trigger counts only where the answer begins with it, white space aside."""
-        if not triggers and reasoning is None:
+        """`triggers`: what wakes it, each with the grammar of what follows; `inner`: the grammar without any trigger.
+
+        `at_start`: a trigger counts only where the answer begins with it, white space aside.  `gap`: tokens that stand
+        between thoughts and an answer that is constrained from its start.
+        """
+        if (inner is None) == (not triggers) or (inner is not None and reasoning is None):
             raise ValueError("a constraint that sleeps needs something that wakes it")
-        self._inner = inner
+        self._inner: GrammarConstraint = inner or next(iter((triggers or {}).values()))
         self._bytes = token_bytes
-        self._triggers = tuple(triggers)
+        self._triggers = dict(triggers or {})
+        self._gap = tuple(gap)
         self._at_start = at_start
         self._reasoning = reasoning
         self._thinking = reasoning is not None and reasoning.begins_open
         self._awake = False
         self._begun = False  # a token was taken in
         self._seen = b""  # the tail that a trigger could still grow from
+
+    def copy(self) -> TriggeredConstraint:
+        """The same from its beginning, for another answer."""
+        copies = {trigger: grammar.copy() for trigger, grammar in self._triggers.items()}
+        return TriggeredConstraint(
+            None if copies else self._inner.copy(),
+            self._bytes,
+            triggers=copies,
+            at_start=self._at_start,
+            reasoning=self._reasoning,
+            gap=self._gap,
+        )
 
     def mask(self) -> MaskWords | None:
         """The grammar's mask once it is awake."""
@@ -62,26 +82,26 @@ class TriggeredConstraint:
             assert self._reasoning is not None
             assert self._reasoning.open_id is not None
             words = self._inner.mask().copy()
-            words[self._reasoning.open_id // 32] |= 1 << (self._reasoning.open_id % 32)
+            words[self._reasoning.open_id // 32] |= np.uint32(1 << (self._reasoning.open_id % 32))
             return words
         return None
 
     def _may_open_thoughts(self) -> bool:
         """True at the first token of an answer that is constrained from its start, thoughts aside."""
-        return not self._triggers and not self._begun and not self._thinking
+        return not (self._triggers or self._begun or self._thinking)
 
     def accept(self, token_id: int, *, want_forced: bool) -> Advance:
         """Take in a token, and look whether it wakes the grammar."""
         if self._awake:
             return self._inner.accept(token_id, want_forced=want_forced)
-        first, self._begun = not self._begun, True
-        if first and not self._triggers and not self._thinking:
+        may_open, self._begun = self._may_open_thoughts(), True
+        if may_open:
             assert self._reasoning is not None
-            if token_id != self._reasoning.open_id:
-                self._awake = True
-                return self._inner.accept(token_id, want_forced=want_forced)
-            self._thinking = True
-            return _FREE
+            self._thinking = token_id == self._reasoning.open_id
+            if self._thinking:
+                return _FREE
+            self._awake = True
+            return self._inner.accept(token_id, want_forced=want_forced)
         self._seen += self._bytes(token_id)
         return self._look(want_forced)
 
@@ -96,15 +116,20 @@ class TriggeredConstraint:
             self._thinking = False
             self._seen = self._seen[at + len(reasoning.close) :]
             if not self._triggers:
-                # What ran over is dropped where it does not fit: the mask rules from here on.
-                self._awake = True
-                advance = self._inner.accept_bytes(self._seen, want_forced=want_forced)
-                return advance if advance is not None else _FREE
+                return self._begin_answer(want_forced)
         elif reasoning is not None and self._seen.lstrip().startswith(reasoning.open):
             self._thinking = True
             self._seen = b""
             return _FREE
         return self._look_for_trigger(want_forced)
+
+    def _begin_answer(self, want_forced: bool) -> Advance:
+        """The thoughts ended, and the grammar rules from here on; what ran over and does not fit is let go."""
+        self._awake = True
+        rest = self._seen.lstrip(b"\n")
+        advance = self._inner.accept_bytes(rest, want_forced=want_forced) or _FREE
+        gap = self._gap if want_forced and not self._seen and not advance.done else ()
+        return Advance((*gap, *advance.forced), advance.done)
 
     def _look_for_trigger(self, want_forced: bool) -> Advance:
         while True:
@@ -114,9 +139,10 @@ class TriggeredConstraint:
             at, trigger = min(found)
             before, rest = self._seen[:at], self._seen[at + len(trigger) :]
             if not (self._at_start and before.strip()):
-                advance = self._inner.accept_bytes(rest, want_forced=want_forced)
+                inner = self._triggers[trigger]
+                advance = inner.accept_bytes(rest, want_forced=want_forced)
                 if advance is not None:
-                    self._awake = True
+                    self._inner, self._awake = inner, True
                     return advance
             self._seen = b"." + rest  # no beginning of an answer any more
         if self._at_start:

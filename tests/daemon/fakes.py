@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from daemon.services.host import Parts
+from daemon.text.template import ChatTemplate
 from runtime.errors import EngineStoppedError
 from runtime.memory import MemoryPlan
 from runtime.request import FinishEvent, FinishReason, TokenEvent
@@ -21,11 +22,18 @@ class FakeTokenizer:
     n_vocab = 257
     bos_id = None
     eos_id = EOS
-
     add_bos = False
+    eog_ids = frozenset({EOS})
+    vocabulary = SimpleNamespace(tokens=[*map(chr, range(256)), "<|end|>"])
+
+    def is_control(self, token_id):
+        return token_id == EOS
+
+    def encode_continuation(self, text):
+        return list(text.encode())
 
     def encode(self, text, *, add_special=True, parse_special=False, drop=""):
-        return list(text.encode())
+        return list((text.replace(drop, "") if drop else text).encode())
 
     def token_text(self, token_id):
         return "<eos>" if token_id == EOS else chr(token_id)
@@ -40,9 +48,14 @@ class FakeTokenizer:
         return bytes([token_id]) if token_id < 256 else b""
 
 
-class FakeTemplate:
-    def encode(self, messages, tokenizer):
-        return tokenizer.encode("".join(f"{one['role']}:{one['content']}\n" for one in messages))
+TEMPLATE = "{% for one in messages %}{{ one.role + ':' + one.content + '\n' }}{% endfor %}"
+
+
+class FakeTemplate(ChatTemplate):
+    """A real template over the fake tokenizer."""
+
+    def __init__(self, source=TEMPLATE):
+        super().__init__(source)
 
 
 class FakeFile:
@@ -81,6 +94,7 @@ class FakeModel:
     def __init__(self, path):
         self.name = Path(path).stem
         self.tokenizer = FakeTokenizer()
+        self.config = SimpleNamespace(n_vocab=257)
         self.context_tokens = CONTEXT_TOKENS
         self.eog_token_ids = frozenset({EOS})
         self.chat_template = "a template"
@@ -125,6 +139,7 @@ class FakeEngine:
         self.error = None  # fail every request with this word
         self.fails_warm_up = False
         self.top = ()
+        self.logprob_of = lambda request: -0.5
         self.requests = []
         self.cancelled = set()
         self.running = {}
@@ -228,7 +243,7 @@ class FakeEngine:
         sequence.sent += 1
         if token_id in request.stop_token_ids:
             return self._finish(sequence, FinishReason.STOP)
-        logprob = -0.5 if request.sampling.top_logprobs is not None else None
+        logprob = self.logprob_of(request) if request.sampling.top_logprobs is not None else None
         return TokenEvent(request_id, token_id, logprob, self.top)
 
     def _finish(self, sequence, reason, error=None):

@@ -31,11 +31,12 @@ MODEL = model_pb2.Model(
 
 
 class FakeBackend:
-    """Answers with `texts`; an exception among them is raised, a number is seconds of silence."""
+    """Answers with `texts`; an exception among them is raised, a number is seconds of silence, a Delta is itself."""
 
     def __init__(self):
         self.texts = ["Hello", ", ", "wörld", "!"]
         self.finish = pb.FINISH_REASON_STOP
+        self.stop_text = ""
         self.requests = []
         self.contexts = []
         self.num_open = 0
@@ -66,6 +67,9 @@ class FakeBackend:
                 if isinstance(text, int | float):
                     await asyncio.sleep(text)
                     continue
+                if isinstance(text, pb.Delta):
+                    yield response(delta=text)
+                    continue
                 top = pb.TokenLogprob(token_id=n, token=text.encode(), logprob=-0.5)
                 delta = pb.Delta(text=text, token_ids=[n])
                 if with_logprobs:
@@ -76,6 +80,7 @@ class FakeBackend:
             yield response(
                 done=pb.Done(
                     finish_reason=self.finish,
+                    stop_text=self.stop_text,
                     usage=pb.Usage(prompt_tokens=5, completion_tokens=len(self.texts), cached_tokens=3),
                 )
             )
@@ -107,6 +112,10 @@ class FakeBackend:
 
     async def detokenize(self, request, context):
         return tokenizer_service_pb2.DetokenizeResponse(text="x")
+
+    async def render_chat(self, request, context):
+        self.requests.append(request.request)
+        return tokenizer_service_pb2.RenderChatResponse(prompt="<prompt>", ids=[1, 2, 3])
 
     async def health(self):
         return self.state

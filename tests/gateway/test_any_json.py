@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from daemon.errors import ApiError, openai_body
 from daemon.gateway.body import parse_object
 from daemon.gateway.schema import ChatCompletionRequest, CompletionRequest, read_chat, read_completion
-from daemon.gateway.translate import chat_request, completion_request
+from daemon.gateway.translate import chat_request, completion_requests
 
 numbers = st.integers() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | numbers | st.text(max_size=20)
@@ -40,7 +40,9 @@ def bodies(kind, **known):
 def check(body, read, translate):
     raw = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
     try:
-        translate(read(parse_object(raw))).SerializeToString()
+        made = translate(read(parse_object(raw)))
+        for message in made if isinstance(made, list) else [made]:
+            message.SerializeToString()
     except ApiError as failure:
         assert failure.http_status == 400
         assert len(json.dumps(openai_body(failure))) < 4096
@@ -55,7 +57,7 @@ def test_chat(body):
 @settings(max_examples=60, deadline=None)
 @given(bodies(CompletionRequest, prompt=values | st.lists(numbers) | st.just("x")))
 def test_completion(body):
-    check(body, read_completion, completion_request)
+    check(body, read_completion, completion_requests)
 
 
 @settings(max_examples=200, deadline=None)

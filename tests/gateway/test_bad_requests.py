@@ -132,7 +132,10 @@ async def test_slow_body(client, monkeypatch):
         ),
         ({"messages": [{"role": "user", "content": "x", "name": "a b"}]}, "messages[0].name"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
+            "messages[0].tool_calls[0]",
+        ),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": 1.0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
@@ -150,9 +153,12 @@ async def test_slow_body(client, monkeypatch):
         ({"stop": [1]}, "stop"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ["a"] * 10_000}, "stop"),
-        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": True}}, "logit_bias"),
+        ({"logit_bias": {"1": 1e300}}, "logit_bias"),
+        ({"logit_bias": [[1]]}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": "x"}}, "logit_bias.1"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),
         ({"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias"),
         ({"top_logprobs": 5}, "top_logprobs"),
@@ -161,19 +167,62 @@ async def test_slow_body(client, monkeypatch):
         ({"stream": 1}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"n": 2}, "n"),
-        ({"n": 0}, "n"),
         ({"n": True}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [1]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "x", "parameters": 1}}]},
+            "tools[0].function.parameters",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "x", "strict": 1}}]},
+            "tools[0].function.strict",
+        ),
+        ({"tool_choice": "always"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "custom"}}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function.name"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools.mode"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"functions": [1]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "grammar", "grammar": "x", "syntax": "y"}}, "response_format.syntax"),
+        ({"response_format": {"type": "regex"}}, "response_format.regex"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_choice": [1]}, "guided_choice[0]"),
+        ({"store": True}, "store"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"user": 1}, "user"),
+        ({"metadata": "x"}, "metadata"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+        ),
         ({"response_format": "nonsense"}, "response_format"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"audio": {}}, "audio"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
-        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
-        ({"grammar": "root ::= x"}, "grammar"),
+        ({"chat_template_kwargs": 1}, "chat_template_kwargs"),
+        ({"grammar": 1}, "grammar"),
     ],
 )
 async def test_chat_fields(client, backend, make_chat, changes, param):
@@ -186,7 +235,7 @@ async def test_chat_fields(client, backend, make_chat, changes, param):
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, "", [], [[]], [""], ["a", "b"], ["a", 1], [1, "a"], [-1], [2**63], [1.5], [True], [[[1]]], 1, {}],
+    [None, "", [], [[]], [""], ["a", 1], ["a"] * 65, [1, "a"], [-1], [2**63], [1.5], [True], [[[1]]], 1, {}],
 )
 async def test_prompts(client, backend, prompt):
     body = {"model": "demo", "prompt": prompt}
@@ -195,7 +244,16 @@ async def test_prompts(client, backend, prompt):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"best_of": 2}, {"suffix": "x"}, {"n": 2}, {"logprobs": True}, {"echo": 1}]
+    "changes",
+    [
+        {"best_of": True},
+        {"best_of": 2, "stream": True},
+        {"suffix": 1},
+        {"n": "2"},
+        {"logprobs": True},
+        {"echo": 1},
+        {"echo": True, "logprobs": 1},
+    ],
 )
 async def test_completion_fields(client, changes):
     body = {"model": "demo", "prompt": "x", **changes}

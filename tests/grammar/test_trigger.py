@@ -14,8 +14,13 @@ def token_bytes(token_id):
     return b"<think>" if token_id == TOKENIZER.think_id else TOKENIZER.token_bytes(token_id)
 
 
-def sleeping(spec=CALL, **options):
-    return TriggeredConstraint(GrammarCompiler(TOKENIZER).compile(spec), token_bytes, **options)
+def sleeping(spec=CALL, triggers=(), **options):
+    def grammar():
+        return GrammarCompiler(TOKENIZER).compile(spec)
+
+    inner = None if triggers else grammar()
+    woken = {trigger: grammar() for trigger in triggers}
+    return TriggeredConstraint(inner, token_bytes, triggers=woken, **options).copy()
 
 
 def feed(constraint, text):
@@ -46,7 +51,7 @@ def test_a_trigger_within_and_across_tokens():
 
 def test_what_runs_past_the_trigger_counts_if_it_fits():
     over = sleeping(
-        GrammarSpec(GrammarKind.LARK, 'start: "\\n\\n{" /[xy]/'),
+        GrammarSpec(GrammarKind.LARK, 'start: "{" /[xy]/'),
         reasoning=Reasoning(**THINK, begins_open=True),
     )
     feed(over, "Hm. ")
@@ -92,3 +97,10 @@ def test_triggers_in_thoughts_are_thoughts():
     assert constraint.mask() is None
     feed(constraint, "<tool_call>")
     assert set(allowed(constraint)) == set(b"abc")
+
+
+def test_a_gap_stands_between_thoughts_and_answer():
+    spec = GrammarSpec(GrammarKind.LARK, 'start: "ab" /[xy]/')
+    constraint = sleeping(spec, reasoning=Reasoning(**THINK, begins_open=True), gap=b"\n\n")
+    assert bytes(feed(constraint, "Hm.</think>").forced) == b"\n\nab"
+    assert set(allowed(constraint)) == set(b"xy")

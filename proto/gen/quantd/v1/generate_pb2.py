@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quantd/v1/generate.proto\x12\tquantd.v1\"\xe8\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rrepeat_last_n\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.quantd.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\n \x01(\x04H\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x10\n\x0e_repeat_last_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\xa9\x02\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.quantd.v1.SamplingParams\x12\x15\n\x08priority\x18< \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x15report_queue_position\x18= \x01(\x08\x12\x1b\n\x0e\x63ontext_tokens\x18\x14 \x01(\x05H\x03\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0f\n\r_top_logprobsB\x0b\n\t_priorityB\x11\n\x0f_context_tokens\"f\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12$\n\x03top\x18\x04 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xe3\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12%\n\x06tokens\x18\x03 \x01(\x0b\x32\x13.quantd.v1.TokenIdsH\x00\x12\x15\n\rparse_special\x18\x04 \x01(\x08\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x0c\n\x04\x65\x63ho\x18\x06 \x01(\x08\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06promptB\x10\n\x0e_keep_alive_ms\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"\xa3\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.quantd.v1.ChatMessage\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_keep_alive_ms\"\\\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"S\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x08logprobs\x18\x02 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x14 \x01(\x05\"s\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x16\n\x0e\x64rafted_tokens\x18\x14 \x01(\x05\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x15 \x01(\x05\"\x9d\x01\n\x04\x44one\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.quantd.v1.FinishReason\x12\x11\n\tstop_text\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.quantd.v1.Usage\x12#\n\x07timings\x18\x04 \x01(\x0b\x32\x12.quantd.v1.Timings\x12\x0c\n\x04seed\x18\x05 \x01(\x04*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quantd/v1/generate.proto\x12\tquantd.v1\"\xd5\x04\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1b\n\x0erepeat_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1a\n\rrepeat_last_n\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12<\n\nlogit_bias\x18\t \x03(\x0b\x32(.quantd.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\n \x01(\x04H\x08\x88\x01\x01\x12:\n\ttext_bias\x18\x1e \x03(\x0b\x32\'.quantd.v1.SamplingParams.TextBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x1a/\n\rTextBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x11\n\x0f_repeat_penaltyB\x10\n\x0e_repeat_last_nB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"\x1b\n\nChoiceList\x12\r\n\x05texts\x18\x01 \x03(\t\"\x9c\x01\n\nConstraint\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x04 \x01(\tH\x00\x12\x0e\n\x04gbnf\x18\x05 \x01(\tH\x00\x12\'\n\x06\x63hoice\x18\x06 \x01(\x0b\x32\x15.quantd.v1.ChoiceListH\x00\x42\x06\n\x04kind\"\xa0\x03\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x12\n\nignore_eos\x18\x03 \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.quantd.v1.SamplingParams\x12\x15\n\x08priority\x18< \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x15report_queue_position\x18= \x01(\x08\x12\x1b\n\x0e\x63ontext_tokens\x18\x14 \x01(\x05H\x03\x88\x01\x01\x12)\n\nconstraint\x18\x1e \x01(\x0b\x32\x15.quantd.v1.Constraint\x12\x18\n\x0bnum_choices\x18\x1f \x01(\x05H\x04\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18  \x01(\x05H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0f\n\r_top_logprobsB\x0b\n\t_priorityB\x11\n\x0f_context_tokensB\x0e\n\x0c_num_choicesB\n\n\x08_best_of\"f\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12$\n\x03top\x18\x04 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x83\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12%\n\x06tokens\x18\x03 \x01(\x0b\x32\x13.quantd.v1.TokenIdsH\x00\x12\x15\n\rparse_special\x18\x04 \x01(\x08\x12-\n\x07options\x18\x05 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x0c\n\x04\x65\x63ho\x18\x06 \x01(\x08\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x01\x88\x01\x01\x12\x13\n\x06suffix\x18\x1e \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06promptB\x10\n\x0e_keep_alive_msB\t\n\x07_suffix\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"W\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"\x94\x01\n\nToolChoice\x12(\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.quantd.v1.ToolChoice.Mode\x12\r\n\x05names\x18\x02 \x03(\t\"M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\"\x8c\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x1e \x03(\x0b\x32\x13.quantd.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x1f \x01(\t\x12\x11\n\treasoning\x18  \x01(\t\"\x89\x03\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.quantd.v1.ChatMessage\x12-\n\x07options\x18\x03 \x01(\x0b\x32\x1c.quantd.v1.GenerationOptions\x12\x1a\n\rkeep_alive_ms\x18\x14 \x01(\x03H\x00\x88\x01\x01\x12(\n\x05tools\x18\x1e \x03(\x0b\x32\x19.quantd.v1.ToolDefinition\x12*\n\x0btool_choice\x18\x1f \x01(\x0b\x32\x15.quantd.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18  \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10reasoning_effort\x18! \x01(\t\x12\x1a\n\x12template_arguments\x18\" \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18# \x01(\x08\x42\x10\n\x0e_keep_alive_msB\x16\n\x14_parallel_tool_calls\"x\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x03 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x05\x12\x1a\n\x12system_fingerprint\x18\x1e \x01(\t\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\"\xd4\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x08logprobs\x18\x02 \x03(\x0b\x32\x17.quantd.v1.TokenLogprob\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12\x0e\n\x06\x63hoice\x18\x1e \x01(\x05\x12\x11\n\treasoning\x18\x1f \x01(\t\x12,\n\ntool_calls\x18  \x03(\x0b\x32\x18.quantd.v1.ToolCallDelta\x12.\n\rfinish_reason\x18! \x01(\x0e\x32\x17.quantd.v1.FinishReason\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"j\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x14 \x01(\x05\x12\x18\n\x10reasoning_tokens\x18\x1e \x01(\x05\"s\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x11\n\tdecode_ms\x18\x03 \x01(\x01\x12\x16\n\x0e\x64rafted_tokens\x18\x14 \x01(\x05\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x15 \x01(\x05\"\x9d\x01\n\x04\x44one\x12.\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x17.quantd.v1.FinishReason\x12\x11\n\tstop_text\x18\x02 \x01(\t\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.quantd.v1.Usage\x12#\n\x07timings\x18\x04 \x01(\x0b\x32\x12.quantd.v1.Timings\x12\x0c\n\x04seed\x18\x05 \x01(\x04*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x1e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1981
-  _globals['_FINISHREASON']._serialized_end=2076
+  _globals['_SAMPLINGPARAMS_TEXTBIASENTRY']._loaded_options = None
+  _globals['_SAMPLINGPARAMS_TEXTBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=3300
+  _globals['_FINISHREASON']._serialized_end=3425
   _globals['_SAMPLINGPARAMS']._serialized_start=40
-  _globals['_SAMPLINGPARAMS']._serialized_end=528
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=345
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=393
-  _globals['_GENERATIONOPTIONS']._serialized_start=531
-  _globals['_GENERATIONOPTIONS']._serialized_end=828
-  _globals['_TOKENLOGPROB']._serialized_start=830
-  _globals['_TOKENLOGPROB']._serialized_end=932
-  _globals['_TOKENIDS']._serialized_start=934
-  _globals['_TOKENIDS']._serialized_end=957
-  _globals['_GENERATEREQUEST']._serialized_start=960
-  _globals['_GENERATEREQUEST']._serialized_end=1187
-  _globals['_CHATMESSAGE']._serialized_start=1189
-  _globals['_CHATMESSAGE']._serialized_end=1247
-  _globals['_CHATREQUEST']._serialized_start=1250
-  _globals['_CHATREQUEST']._serialized_end=1413
-  _globals['_STARTED']._serialized_start=1415
-  _globals['_STARTED']._serialized_end=1507
-  _globals['_QUEUED']._serialized_start=1509
-  _globals['_QUEUED']._serialized_end=1535
-  _globals['_DELTA']._serialized_start=1537
-  _globals['_DELTA']._serialized_end=1620
-  _globals['_USAGE']._serialized_start=1622
-  _globals['_USAGE']._serialized_end=1702
-  _globals['_TIMINGS']._serialized_start=1704
-  _globals['_TIMINGS']._serialized_end=1819
-  _globals['_DONE']._serialized_start=1822
-  _globals['_DONE']._serialized_end=1979
+  _globals['_SAMPLINGPARAMS']._serialized_end=637
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=405
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=453
+  _globals['_SAMPLINGPARAMS_TEXTBIASENTRY']._serialized_start=455
+  _globals['_SAMPLINGPARAMS_TEXTBIASENTRY']._serialized_end=502
+  _globals['_CHOICELIST']._serialized_start=639
+  _globals['_CHOICELIST']._serialized_end=666
+  _globals['_CONSTRAINT']._serialized_start=669
+  _globals['_CONSTRAINT']._serialized_end=825
+  _globals['_GENERATIONOPTIONS']._serialized_start=828
+  _globals['_GENERATIONOPTIONS']._serialized_end=1244
+  _globals['_TOKENLOGPROB']._serialized_start=1246
+  _globals['_TOKENLOGPROB']._serialized_end=1348
+  _globals['_TOKENIDS']._serialized_start=1350
+  _globals['_TOKENIDS']._serialized_end=1373
+  _globals['_GENERATEREQUEST']._serialized_start=1376
+  _globals['_GENERATEREQUEST']._serialized_end=1635
+  _globals['_TOOLCALL']._serialized_start=1637
+  _globals['_TOOLCALL']._serialized_end=1692
+  _globals['_TOOLDEFINITION']._serialized_start=1694
+  _globals['_TOOLDEFINITION']._serialized_end=1781
+  _globals['_TOOLCHOICE']._serialized_start=1784
+  _globals['_TOOLCHOICE']._serialized_end=1932
+  _globals['_TOOLCHOICE_MODE']._serialized_start=1855
+  _globals['_TOOLCHOICE_MODE']._serialized_end=1932
+  _globals['_CHATMESSAGE']._serialized_start=1935
+  _globals['_CHATMESSAGE']._serialized_end=2075
+  _globals['_CHATREQUEST']._serialized_start=2078
+  _globals['_CHATREQUEST']._serialized_end=2471
+  _globals['_STARTED']._serialized_start=2473
+  _globals['_STARTED']._serialized_end=2593
+  _globals['_QUEUED']._serialized_start=2595
+  _globals['_QUEUED']._serialized_end=2621
+  _globals['_DELTA']._serialized_start=2624
+  _globals['_DELTA']._serialized_end=2836
+  _globals['_TOOLCALLDELTA']._serialized_start=2838
+  _globals['_TOOLCALLDELTA']._serialized_end=2913
+  _globals['_USAGE']._serialized_start=2915
+  _globals['_USAGE']._serialized_end=3021
+  _globals['_TIMINGS']._serialized_start=3023
+  _globals['_TIMINGS']._serialized_end=3138
+  _globals['_DONE']._serialized_start=3141
+  _globals['_DONE']._serialized_end=3298
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """The model ended its answer, or a stop text was reached."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens or the session's context was reached."""
+    FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 30
+    """The model called tools and waits for their answers."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -41,6 +43,8 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model ended its answer, or a stop text was reached."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens or the session's context was reached."""
+FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 30
+"""The model called tools and waits for their answers."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -69,6 +73,26 @@ class SamplingParams(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TextBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
@@ -79,6 +103,7 @@ class SamplingParams(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TEXT_BIAS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Softmax temperature, 0 to 2; 0 is greedy. Default 0.8."""
     top_k: _builtins.int
@@ -103,6 +128,12 @@ class SamplingParams(_message.Message):
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
         """Added to the score of a token before anything else, by token id; -100 to 100, at most 1024 entries."""
 
+    @_builtins.property
+    def text_bias(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Added to the score of every token of a text, as logit_bias is; keys are texts of 1 to 256 bytes. At most 1024 entries
+        together with logit_bias.
+        """
+
     def __init__(
         self,
         *,
@@ -116,10 +147,11 @@ class SamplingParams(_message.Message):
         frequency_penalty: _builtins.float | None = ...,
         logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
         seed: _builtins.int | None = ...,
+        text_bias: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repeat_last_n", b"_repeat_last_n", "_repeat_penalty", b"_repeat_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repeat_last_n", b"repeat_last_n", "repeat_penalty", b"repeat_penalty", "seed", b"seed", "temperature", b"temperature", "text_bias", b"text_bias", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -161,6 +193,80 @@ class SamplingParams(_message.Message):
 Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
 @_typing.final
+class ChoiceList(_message.Message):
+    """Texts of which an answer must be one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 1024 different texts, none empty."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChoiceList: _TypeAlias = ChoiceList  # noqa: Y015
+
+@_typing.final
+class Constraint(_message.Message):
+    """What an answer must look like. Every token is chosen among those that keep the promise; where there is no way to
+    keep it, the request fails with CONSTRAINT_FAILED. An answer that max_tokens cuts off is a beginning of one that keeps it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    LARK_FIELD_NUMBER: _builtins.int
+    GBNF_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    json_object: _builtins.bool
+    """Any JSON object; the value is true."""
+    json_schema: _builtins.str
+    """A JSON value that a schema allows (JSON Schema 2020-12, as text; nested at most 64 deep). Keywords that cannot be
+    enforced are refused.
+    """
+    regex: _builtins.str
+    """A text that a regular expression matches as a whole (syntax of Rust's regex, without look-around)."""
+    lark: _builtins.str
+    """A text of a context-free grammar in llguidance's form of Lark; begins at the rule start."""
+    gbnf: _builtins.str
+    """A text of a context-free grammar in llama.cpp's GBNF; begins at the rule root."""
+    @_builtins.property
+    def choice(self) -> Global___ChoiceList:
+        """One of some texts."""
+
+    def __init__(
+        self,
+        *,
+        json_object: _builtins.bool = ...,
+        json_schema: _builtins.str = ...,
+        regex: _builtins.str = ...,
+        lark: _builtins.str = ...,
+        gbnf: _builtins.str = ...,
+        choice: Global___ChoiceList | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "gbnf", b"gbnf", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "gbnf", b"gbnf", "json_object", b"json_object", "json_schema", b"json_schema", "kind", b"kind", "lark", b"lark", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_object", "json_schema", "regex", "lark", "gbnf", "choice"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Constraint: _TypeAlias = Constraint  # noqa: Y015
+
+@_typing.final
 class GenerationOptions(_message.Message):
     """When generation ends, and what is reported of it."""
 
@@ -174,6 +280,9 @@ class GenerationOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     REPORT_QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
+    NUM_CHOICES_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to generate, 1 to the context length. Unset: what the session's context has room for."""
     ignore_eos: _builtins.bool
@@ -192,6 +301,12 @@ class GenerationOptions(_message.Message):
     """Tokens that prompt and answer may have together, 16 to 16,777,216; more than a session here holds means what it holds.
     Never reloads a model. Unset: the model's own num_ctx, or what a session holds.
     """
+    num_choices: _builtins.int
+    """How many answers to give, 1 to 16. Default 1. Answer i is drawn with seed + i."""
+    best_of: _builtins.int
+    """How many answers to generate, num_choices to 16; the likeliest ones (by the mean log-probability of their tokens)
+    are given, when all are complete. Default: num_choices.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer and are not part of it; at most 16, of at most 256 bytes each."""
@@ -199,6 +314,10 @@ class GenerationOptions(_message.Message):
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """How the next token is chosen."""
+
+    @_builtins.property
+    def constraint(self) -> Global___Constraint:
+        """What the answer must look like; unset: anything. Cannot be combined with ignore_eos."""
 
     def __init__(
         self,
@@ -211,23 +330,34 @@ class GenerationOptions(_message.Message):
         priority: _builtins.int | None = ...,
         report_queue_position: _builtins.bool = ...,
         context_tokens: _builtins.int | None = ...,
+        constraint: Global___Constraint | None = ...,
+        num_choices: _builtins.int | None = ...,
+        best_of: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_tokens", b"_max_tokens", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "context_tokens", b"context_tokens", "max_tokens", b"max_tokens", "priority", b"priority", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_context_tokens", b"_context_tokens", "_max_tokens", b"_max_tokens", "_num_choices", b"_num_choices", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "best_of", b"best_of", "constraint", b"constraint", "context_tokens", b"context_tokens", "max_tokens", b"max_tokens", "num_choices", b"num_choices", "priority", b"priority", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens", "_max_tokens", b"_max_tokens", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "context_tokens", b"context_tokens", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "priority", b"priority", "report_queue_position", b"report_queue_position", "sampling", b"sampling", "stop", b"stop", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_context_tokens", b"_context_tokens", "_max_tokens", b"_max_tokens", "_num_choices", b"_num_choices", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "best_of", b"best_of", "constraint", b"constraint", "context_tokens", b"context_tokens", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "num_choices", b"num_choices", "priority", b"priority", "report_queue_position", b"report_queue_position", "sampling", b"sampling", "stop", b"stop", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
     _WhichOneofReturnType__context_tokens: _TypeAlias = _typing.Literal["context_tokens"]  # noqa: Y015
     _WhichOneofArgType__context_tokens: _TypeAlias = _typing.Literal["_context_tokens", b"_context_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__num_choices: _TypeAlias = _typing.Literal["num_choices"]  # noqa: Y015
+    _WhichOneofArgType__num_choices: _TypeAlias = _typing.Literal["_num_choices", b"_num_choices"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context_tokens) -> _WhichOneofReturnType__context_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_choices) -> _WhichOneofReturnType__num_choices | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
@@ -308,6 +438,7 @@ class GenerateRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_MS_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
     text: _builtins.str
@@ -321,6 +452,10 @@ class GenerateRequest(_message.Message):
     keep_alive_ms: _builtins.int
     """How long the model stays in memory after this request, in milliseconds; 0: not at all, negative: for ever. Holds until
     another request says otherwise. Unset: as it was (the daemon's keep_alive, 5 minutes unless configured).
+    """
+    suffix: _builtins.str
+    """What comes after the text to be written: the model fills in the middle, which only models with tokens for it can.
+    Only for a text prompt; unset: nothing.
     """
     @_builtins.property
     def tokens(self) -> Global___TokenIds:
@@ -340,21 +475,145 @@ class GenerateRequest(_message.Message):
         options: Global___GenerationOptions | None = ...,
         echo: _builtins.bool = ...,
         keep_alive_ms: _builtins.int | None = ...,
+        suffix: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "keep_alive_ms", b"keep_alive_ms", "options", b"options", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_suffix", b"_suffix", "keep_alive_ms", b"keep_alive_ms", "options", b"options", "prompt", b"prompt", "suffix", b"suffix", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "echo", b"echo", "keep_alive_ms", b"keep_alive_ms", "model", b"model", "options", b"options", "parse_special", b"parse_special", "prompt", b"prompt", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_suffix", b"_suffix", "echo", b"echo", "keep_alive_ms", b"keep_alive_ms", "model", b"model", "options", b"options", "parse_special", b"parse_special", "prompt", b"prompt", "suffix", b"suffix", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_alive_ms: _TypeAlias = _typing.Literal["keep_alive_ms"]  # noqa: Y015
     _WhichOneofArgType__keep_alive_ms: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms"]  # noqa: Y015
+    _WhichOneofReturnType__suffix: _TypeAlias = _typing.Literal["suffix"]  # noqa: Y015
+    _WhichOneofArgType__suffix: _TypeAlias = _typing.Literal["_suffix", b"_suffix"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_alive_ms) -> _WhichOneofReturnType__keep_alive_ms | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__suffix) -> _WhichOneofReturnType__suffix | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A call of a tool by the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id by which the tool's answer refers to it, at most 256 bytes; empty: the call's position."""
+    name: _builtins.str
+    """Name of the tool."""
+    arguments: _builtins.str
+    """The arguments, a JSON object as text."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class ToolDefinition(_message.Message):
+    """A tool that the model may call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name: 1 to 64 letters, digits, "_", "-" or "."."""
+    description: _builtins.str
+    """What it does, for the model; may be empty."""
+    parameters: _builtins.str
+    """JSON Schema of its arguments, as text, of type object; empty: no arguments."""
+    strict: _builtins.bool
+    """True: keywords of the schema that cannot be enforced are refused. False: they are left out. Default false."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters: _builtins.str = ...,
+        strict: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolDefinition: _TypeAlias = ToolDefinition  # noqa: Y015
+
+@_typing.final
+class ToolChoice(_message.Message):
+    """Whether tools are called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ToolChoice._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: ToolChoice._Mode.ValueType  # 0
+        """As MODE_AUTO."""
+        MODE_AUTO: ToolChoice._Mode.ValueType  # 1
+        """The model decides."""
+        MODE_NONE: ToolChoice._Mode.ValueType  # 2
+        """No tool is called, nor shown to the model."""
+        MODE_REQUIRED: ToolChoice._Mode.ValueType  # 3
+        """At least one tool is called."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Who decides."""
+
+    MODE_UNSPECIFIED: ToolChoice.Mode.ValueType  # 0
+    """As MODE_AUTO."""
+    MODE_AUTO: ToolChoice.Mode.ValueType  # 1
+    """The model decides."""
+    MODE_NONE: ToolChoice.Mode.ValueType  # 2
+    """No tool is called, nor shown to the model."""
+    MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
+    """At least one tool is called."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    mode: Global___ToolChoice.Mode.ValueType
+    """Who decides."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With MODE_REQUIRED: only these tools may be called. With MODE_AUTO: only these are offered. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___ToolChoice.Mode.ValueType = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -365,22 +624,36 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """"system", "user", "assistant" or "tool"; "developer" is read as "system"."""
     content: _builtins.str
     """Text of the message. Special-token text in it stays text."""
     name: _builtins.str
     """Name of the speaker, where the model's template uses it; may be empty."""
+    tool_call_id: _builtins.str
+    """In a tool message: the id of the call that it answers."""
+    reasoning: _builtins.str
+    """What an assistant message thought before it spoke."""
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Calls that an assistant message made."""
+
     def __init__(
         self,
         *,
         role: _builtins.str = ...,
         content: _builtins.str = ...,
         name: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+        tool_call_id: _builtins.str = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,12 +669,28 @@ class ChatRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_MS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
+    TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
     keep_alive_ms: _builtins.int
     """How long the model stays in memory after this request, in milliseconds; 0: not at all, negative: for ever. Holds until
     another request says otherwise. Unset: as it was (the daemon's keep_alive, 5 minutes unless configured).
     """
+    parallel_tool_calls: _builtins.bool
+    """False: at most one call in an answer. Default true."""
+    reasoning_effort: _builtins.str
+    """"none" to "xhigh": how much a model thinks that can be told so by its template; "none" turns it off where it can be.
+    Unset: as the template does.
+    """
+    template_arguments: _builtins.str
+    """Further variables of the chat template, a JSON object as text; empty: none."""
+    continue_final_message: _builtins.bool
+    """True: the last message, of the assistant, is not complete; the answer goes on with it. Default false."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The conversation so far, oldest first; 1 to 4096 messages."""
@@ -410,6 +699,14 @@ class ChatRequest(_message.Message):
     def options(self) -> Global___GenerationOptions:
         """When to end and what to report."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
+        """Tools that the model may call, at most 128 with different names."""
+
+    @_builtins.property
+    def tool_choice(self) -> Global___ToolChoice:
+        """Whether they are called."""
+
     def __init__(
         self,
         *,
@@ -417,14 +714,25 @@ class ChatRequest(_message.Message):
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         options: Global___GenerationOptions | None = ...,
         keep_alive_ms: _builtins.int | None = ...,
+        tools: _abc.Iterable[Global___ToolDefinition] | None = ...,
+        tool_choice: Global___ToolChoice | None = ...,
+        parallel_tool_calls: _builtins.bool | None = ...,
+        reasoning_effort: _builtins.str = ...,
+        template_arguments: _builtins.str = ...,
+        continue_final_message: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "keep_alive_ms", b"keep_alive_ms", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_parallel_tool_calls", b"_parallel_tool_calls", "keep_alive_ms", b"keep_alive_ms", "options", b"options", "parallel_tool_calls", b"parallel_tool_calls", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "keep_alive_ms", b"keep_alive_ms", "messages", b"messages", "model", b"model", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_parallel_tool_calls", b"_parallel_tool_calls", "continue_final_message", b"continue_final_message", "keep_alive_ms", b"keep_alive_ms", "messages", b"messages", "model", b"model", "options", b"options", "parallel_tool_calls", b"parallel_tool_calls", "reasoning_effort", b"reasoning_effort", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_alive_ms: _TypeAlias = _typing.Literal["keep_alive_ms"]  # noqa: Y015
     _WhichOneofArgType__keep_alive_ms: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms"]  # noqa: Y015
+    _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_alive_ms) -> _WhichOneofReturnType__keep_alive_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
 
@@ -438,6 +746,7 @@ class Started(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique id of the request, as in the daemon's log."""
     model: _builtins.str
@@ -446,6 +755,8 @@ class Started(_message.Message):
     """When the request was accepted, in milliseconds since 1970-01-01 UTC."""
     prompt_tokens: _builtins.int
     """Tokens of the prompt after templating."""
+    system_fingerprint: _builtins.str
+    """Changes when the model's file or the daemon's version does: with it unchanged, the same seed gives the same text."""
     def __init__(
         self,
         *,
@@ -453,10 +764,11 @@ class Started(_message.Message):
         model: _builtins.str = ...,
         created_unix_ms: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
+        system_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_unix_ms", b"created_unix_ms", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "system_fingerprint", b"system_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,8 +805,18 @@ class Delta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text, whole UTF-8 characters only; never empty unless logprobs is set."""
+    """Text, whole UTF-8 characters only; empty only where another field is set."""
+    choice: _builtins.int
+    """Which of the answers goes on, from 0."""
+    reasoning: _builtins.str
+    """More of what the model thinks, whole characters."""
+    finish_reason: Global___FinishReason.ValueType
+    """Why this answer ended, in its last Delta, if more than one was asked for; the others go on."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """The tokens that this event adds, if log-probabilities were asked for. Their bytes joined over the stream are
@@ -505,20 +827,62 @@ class Delta(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids of the tokens that this event adds."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """More of the calls that the model makes."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        choice: _builtins.int = ...,
+        reasoning: _builtins.str = ...,
+        tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Delta: _TypeAlias = Delta  # noqa: Y015
+
+@_typing.final
+class ToolCallDelta(_message.Message):
+    """More of a call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Which call of the answer, from 0."""
+    id: _builtins.str
+    """Id of the call, in its first event only."""
+    name: _builtins.str
+    """Name of the tool, in the call's first event only."""
+    arguments: _builtins.str
+    """More of the arguments' JSON text."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -529,22 +893,26 @@ class Usage(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     completion_tokens: _builtins.int
-    """Tokens generated, the end-of-text token included."""
+    """Tokens generated, the end-of-text token included; of all answers together."""
     cached_tokens: _builtins.int
     """Tokens of the prompt that were not computed, because an earlier request had the same beginning."""
+    reasoning_tokens: _builtins.int
+    """Tokens among them that the model thought with."""
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -600,11 +968,11 @@ class Done(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
-    """Why the answer ended."""
+    """Why the answer ended; of several, the first."""
     stop_text: _builtins.str
     """The stop text that ended the answer; empty if none did."""
     seed: _builtins.int
-    """Seed of the random draws."""
+    """Seed of the random draws of the first answer."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens used."""

@@ -22,23 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from quantd.v1 import generate_pb2 as quantd_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!quantd/v1/tokenizer_service.proto\x12\tquantd.v1\"Y\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nno_special\x18\x03 \x01(\x08\x12\x15\n\rparse_special\x18\x04 \x01(\x08\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"/\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xa2\x01\n\x10TokenizerService\x12\x43\n\x08Tokenize\x12\x1a.quantd.v1.TokenizeRequest\x1a\x1b.quantd.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.quantd.v1.DetokenizeRequest\x1a\x1d.quantd.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!quantd/v1/tokenizer_service.proto\x12\tquantd.v1\x1a\x18quantd/v1/generate.proto\"Y\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nno_special\x18\x03 \x01(\x08\x12\x15\n\rparse_special\x18\x04 \x01(\x08\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"/\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"<\n\x11RenderChatRequest\x12\'\n\x07request\x18\x01 \x01(\x0b\x32\x16.quantd.v1.ChatRequest\"1\n\x12RenderChatResponse\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x05\x32\xed\x01\n\x10TokenizerService\x12\x43\n\x08Tokenize\x12\x1a.quantd.v1.TokenizeRequest\x1a\x1b.quantd.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.quantd.v1.DetokenizeRequest\x1a\x1d.quantd.v1.DetokenizeResponse\x12I\n\nRenderChat\x12\x1c.quantd.v1.RenderChatRequest\x1a\x1d.quantd.v1.RenderChatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quantd.v1.tokenizer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOKENIZEREQUEST']._serialized_start=48
-  _globals['_TOKENIZEREQUEST']._serialized_end=137
-  _globals['_TOKENIZERESPONSE']._serialized_start=139
-  _globals['_TOKENIZERESPONSE']._serialized_end=170
-  _globals['_DETOKENIZEREQUEST']._serialized_start=172
-  _globals['_DETOKENIZEREQUEST']._serialized_end=219
-  _globals['_DETOKENIZERESPONSE']._serialized_start=221
-  _globals['_DETOKENIZERESPONSE']._serialized_end=255
-  _globals['_TOKENIZERSERVICE']._serialized_start=258
-  _globals['_TOKENIZERSERVICE']._serialized_end=420
+  _globals['_TOKENIZEREQUEST']._serialized_start=74
+  _globals['_TOKENIZEREQUEST']._serialized_end=163
+  _globals['_TOKENIZERESPONSE']._serialized_start=165
+  _globals['_TOKENIZERESPONSE']._serialized_end=196
+  _globals['_DETOKENIZEREQUEST']._serialized_start=198
+  _globals['_DETOKENIZEREQUEST']._serialized_end=245
+  _globals['_DETOKENIZERESPONSE']._serialized_start=247
+  _globals['_DETOKENIZERESPONSE']._serialized_end=281
+  _globals['_RENDERCHATREQUEST']._serialized_start=283
+  _globals['_RENDERCHATREQUEST']._serialized_end=343
+  _globals['_RENDERCHATRESPONSE']._serialized_start=345
+  _globals['_RENDERCHATRESPONSE']._serialized_end=394
+  _globals['_TOKENIZERSERVICE']._serialized_start=397
+  _globals['_TOKENIZERSERVICE']._serialized_end=634
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class TokenizerServiceStub:
                 request_serializer=quantd_dot_v1_dot_tokenizer__service__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=quantd_dot_v1_dot_tokenizer__service__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.RenderChat = channel.unary_unary(
+                '/quantd.v1.TokenizerService/RenderChat',
+                request_serializer=quantd_dot_v1_dot_tokenizer__service__pb2.RenderChatRequest.SerializeToString,
+                response_deserializer=quantd_dot_v1_dot_tokenizer__service__pb2.RenderChatResponse.FromString,
+                _registered_method=True)
 
 
 class TokenizerServiceServicer:
@@ -65,6 +70,13 @@ class TokenizerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenderChat(self, request, context):
+        """Renders a conversation with the model's chat template, without answering it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TokenizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=quantd_dot_v1_dot_tokenizer__service__pb2.DetokenizeRequest.FromString,
                     response_serializer=quantd_dot_v1_dot_tokenizer__service__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'RenderChat': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenderChat,
+                    request_deserializer=quantd_dot_v1_dot_tokenizer__service__pb2.RenderChatRequest.FromString,
+                    response_serializer=quantd_dot_v1_dot_tokenizer__service__pb2.RenderChatResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class TokenizerService:
             '/quantd.v1.TokenizerService/Detokenize',
             quantd_dot_v1_dot_tokenizer__service__pb2.DetokenizeRequest.SerializeToString,
             quantd_dot_v1_dot_tokenizer__service__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantd.v1.TokenizerService/RenderChat',
+            quantd_dot_v1_dot_tokenizer__service__pb2.RenderChatRequest.SerializeToString,
+            quantd_dot_v1_dot_tokenizer__service__pb2.RenderChatResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class TokenizerServiceStub:
     """Splits text into token ids."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_tokenizer_service_pb2.DetokenizeRequest, _tokenizer_service_pb2.DetokenizeResponse]
     """Joins token ids to text."""
+    RenderChat: _grpc.UnaryUnaryMultiCallable[_tokenizer_service_pb2.RenderChatRequest, _tokenizer_service_pb2.RenderChatResponse]
+    """Renders a conversation with the model's chat template, without answering it."""
 
 @_typing.type_check_only
 class TokenizerServiceAsyncStub(TokenizerServiceStub):
@@ -47,6 +49,8 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """Splits text into token ids."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_tokenizer_service_pb2.DetokenizeRequest, _tokenizer_service_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Joins token ids to text."""
+    RenderChat: _aio.UnaryUnaryMultiCallable[_tokenizer_service_pb2.RenderChatRequest, _tokenizer_service_pb2.RenderChatResponse]  # type: ignore[assignment]
+    """Renders a conversation with the model's chat template, without answering it."""
 
 class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Text to token ids and back, with the vocabulary of a loaded model."""
@@ -66,5 +70,13 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tokenizer_service_pb2.DetokenizeResponse, _abc.Awaitable[_tokenizer_service_pb2.DetokenizeResponse]]:
         """Joins token ids to text."""
+
+    @_abc_1.abstractmethod
+    def RenderChat(
+        self,
+        request: _tokenizer_service_pb2.RenderChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenizer_service_pb2.RenderChatResponse, _abc.Awaitable[_tokenizer_service_pb2.RenderChatResponse]]:
+        """Renders a conversation with the model's chat template, without answering it."""
 
 def add_TokenizerServiceServicer_to_server(servicer: TokenizerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
