@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.importance import Importance, expert_rows
 from quant.input_files import Bytes
 from quant.plan import TensorPlan, tensor_bytes
 from quant.recipes import BF16, F16, F32
@@ -82,8 +83,8 @@ class TensorError:
         return float(f"{math.sqrt(self._lost / self._whole):.4g}") if self._whole else 0.0
 
 
-def encode_chunk(chunk: Chunk, data: Bytes, threads: int) -> Bytes:
-    """Return the run in the target's blocks.
+def encode_chunk(chunk: Chunk, data: Bytes, threads: int, importance: Importance | None = None) -> Bytes:
+    """Return the run in the target's blocks; `importance` says which columns' errors count more.
 
     Raises ModelFormatError, code NOT_FINITE or OUT_OF_RANGE, naming tensor, row and column of a weight that cannot be
     quantized.
@@ -95,10 +96,26 @@ def encode_chunk(chunk: Chunk, data: Bytes, threads: int) -> Bytes:
     out = np.empty(tensor_bytes((chunk.n_elements,), tensor.target_type), np.uint8)
     n_cols = row if chunk.n_elements % row == 0 else chunk.n_elements  # a piece of a very long row
     n_rows = chunk.n_elements // n_cols
-    fault = quantize_rows(data, tensor.source.type_id, n_rows, n_cols, tensor.target_type, out, threads)
+    weights = _importance(chunk, importance, n_cols)
+    fault = quantize_rows(
+        data, tensor.source.type_id, n_rows, n_cols, tensor.target_type, out, threads, importance=weights
+    )
     if fault is not None:
         _refuse_weight(chunk, fault[0] * n_cols + fault[1], fault[2])
     return out
+
+
+def _importance(chunk: Chunk, importance: Importance | None, n_cols: int) -> NDArray[np.float32] | None:
+    """Return (n_cols,) for the run's matrix, or for its piece of a very long row."""
+    source = chunk.tensor.source
+    if importance is None:
+        return None
+    row = source.shape[0]
+    _, rows_of_matrix = expert_rows(source.shape)
+    found = importance.of(source.name, row, chunk.first // (row * rows_of_matrix))
+    if found is None or n_cols == row:
+        return found
+    return np.ascontiguousarray(found[chunk.first % row :][:n_cols])
 
 
 def _as_floats(rows: Bytes, type_id: int) -> NDArray[np.float64]:

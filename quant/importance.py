@@ -8,6 +8,7 @@ Source: research/quantization.md section 3.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Callable
@@ -28,6 +29,9 @@ from runtime.model import LoadedModel, load_model
 DEFAULT_CTX = 512
 DEFAULT_TOKENS = 4096  # of the text; more changes little
 MIN_TOKENS = 64
+# The head's output and the embedding are searched without importance, as llama-quantize does: an embedding is looked up, and
+# the head's input differs most from text to text.
+UNWEIGHTED = frozenset({"output.weight", "token_embd.weight"})
 _F32 = 0
 _MAX_ENTRIES = 1 << 20
 _MAX_NAME_BYTES = 1 << 12
@@ -61,13 +65,22 @@ class Importance:
     chunk_tokens: int = DEFAULT_CTX
     n_tokens: int = field(default=0)
 
+    def describe(self) -> str:
+        """Return what identifies it in a manifest: the texts' names and a hash of the numbers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(name.encode() + b"\0")
+            digest.update(tensor.mean_squares.astype("<f4").tobytes() + tensor.counts.astype("<f4").tobytes())
+        names = ",".join(self.datasets) or "unnamed"
+        return f"importance={names}:{digest.hexdigest()[:16]}"
+
     def of(self, name: str, n_in: int, matrix: int = 0) -> Floats | None:
         """Return (n_in,) for one matrix of a tensor, None where nothing is known.
 
         Raises RequestError where the file that this came from was made for a model of another shape.
         """
         found = self.tensors.get(name)
-        if found is None:
+        if found is None or name in UNWEIGHTED:
             return None
         n_matrices, width = found.mean_squares.shape
         if width != n_in or matrix >= n_matrices:

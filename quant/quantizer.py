@@ -18,6 +18,7 @@ from quant.chunks import CHUNK_ELEMENTS, Chunk, TensorError, chunks_of, encode_c
 from quant.convert import is_folder_of_weights, open_folder
 from quant.convert.lora import Adapter
 from quant.errors import CannotCreateError, OutputError, OutputExistsError, QuantizeCancelledError
+from quant.importance import Importance
 from quant.input_files import Bytes, InputFiles
 from quant.journal import Finished
 from quant.manifest import UNKNOWN_HASH, InputFile, Manifest, placeholder, read_embedded, write_beside
@@ -83,10 +84,11 @@ class Quantizer:
         hash_inputs: bool = True,
         adapters: Sequence[Adapter] = (),
         memory_bytes: int | None = None,
+        importance: Importance | None = None,
     ) -> None:
         """Plan the job; `source` is a GGUF file (any shard of a split one) or a Hugging Face folder.
 
-        Recipe "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
+        `importance` (quant.importance) says which columns' errors count more.  Recipe "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
 
         Raises UnsupportedRecipeError, RequestError (threads, source and output the same), ModelFormatError,
         UnsupportedModelError, OutputExistsError, CannotCreateError, OSError for an unreadable source.
@@ -105,10 +107,16 @@ class Quantizer:
         _refuse_same_file(self._inputs, self.output)
         check_target(self.output, force=True)
         inputs = [InputFile(path.name, path.stat().st_size) for path in self._inputs]
-        options = " ".join(filter(None, [overrides.describe(), *(one.describe() for one in adapters)]))
+        self._importance = importance
+        named = [overrides.describe(), *(one.describe() for one in adapters)]
+        options = " ".join(filter(None, [*named, importance.describe() if importance else ""]))
         self._manifest = placeholder(inputs, chosen.name, options, len(self.source.tensors))
         self.plan: QuantizePlan = plan_quantization(
-            self.source, chosen, overrides, entries=self._manifest.metadata()
+            self.source,
+            chosen,
+            overrides,
+            entries=self._manifest.metadata(),
+            calibrated=importance is not None,
         )
         if self.source.is_converted:
             check_served(self.plan, str(self.source.path))
@@ -138,7 +146,7 @@ class Quantizer:
                 return self._confirm(self._done, hashes, started)
             job = self._job_name()
             with PartialFile(self.output, self.plan.output_bytes, force=self.force, job=job) as partial:
-                work = _Work(self.plan, self.threads, files, hashes, partial, meter)
+                work = _Work(self.plan, self.threads, files, hashes, partial, meter, self._importance)
                 resumed = work.take_over(partial.resumable)
                 work.write(cancel)
                 files.check_unchanged()
@@ -230,6 +238,7 @@ class _Work:
         hashes: InputHashes,
         partial: PartialFile,
         meter: Meter,
+        importance: Importance | None,
     ) -> None:
         self._plan = plan
         self._threads = threads
@@ -237,6 +246,7 @@ class _Work:
         self._hashes = hashes
         self._partial = partial
         self._meter = meter
+        self._importance = importance
         self._start = len(plan.header)  # of the data section
         self._todo = plan.tensors
         self._error = TensorError()
@@ -282,7 +292,7 @@ class _Work:
                 if cancel.is_set():
                     raise QuantizeCancelledError("the quantization was cancelled; no file was left")
                 self._hashes.check()
-                encoded = encode_chunk(current, data, self._threads)
+                encoded = encode_chunk(current, data, self._threads, self._importance)
                 if write is not None:
                     write.result()
                 write = writing.submit(self._finish, current, data, encoded)

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from daemon.cli.calibration import BUILT_IN, importance_for, verify_output
 from daemon.cli.quantize_plan import mib, show_plan
 from daemon.errors import to_api_error
 from daemon.sizes import parse_size
@@ -63,6 +64,37 @@ Report = Callable[[Progress], None]
     metavar="SIZE",
     help="With --recipe auto: memory in which OUTPUT must be servable, such as 8GiB [default: what is free now].",
 )
+@click.option(
+    "--calibrate",
+    is_flag=False,
+    flag_value=BUILT_IN,
+    metavar="[FILE]",
+    help="Run a text through SOURCE (a GGUF file) and weigh errors by what each column is multiplied with: FILE, or without one "
+    "a short text that comes with quantd.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    help="Weigh errors by an imatrix file of llama.cpp (GGUF or .dat) instead.",
+)
+@click.option(
+    "--save-imatrix",
+    type=click.Path(path_type=Path),
+    help="Write what --calibrate found: .dat in llama.cpp's older form, any other name as GGUF.",
+)
+@click.option(
+    "--verify",
+    "verify_path",
+    metavar="TEXT",
+    type=click.Path(path_type=Path),
+    help="Compare OUTPUT with SOURCE on a text at the end, as quantd compare does.",
+)
+@click.option(
+    "--max-increase",
+    type=float,
+    metavar="PERCENT",
+    help="With --verify: exit with status 1 where the perplexity rises by more than this.",
+)
 @click.option("--threads", type=int, help="Threads to use, 1 to 256 [default: the usable cores].")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option(
@@ -90,6 +122,11 @@ def command(  # noqa: PLR0917 - one parameter an option
     memory: str | None,
     threads: int | None,
     *,
+    calibrate: str | None,
+    imatrix: Path | None,
+    save_imatrix: Path | None,
+    verify_path: Path | None,
+    max_increase: float | None,
     pure: bool,
     force: bool,
     no_input_hashes: bool,
@@ -116,6 +153,7 @@ def command(  # noqa: PLR0917 - one parameter an option
       quantd quantize Qwen3-0.6B/ qwen.gguf --recipe auto --memory 1.5GiB --lora my-adapter/:0.8
       quantd quantize model-f16.gguf model.gguf --dry-run --tensor-type ffn_down=Q6_K
       quantd quantize model-f16.gguf model-q8.gguf --recipe Q8_0 --threads 4
+      quantd quantize model-f16.gguf model-q4.gguf --imatrix imatrix.gguf --verify sample.txt --max-increase 3
     """
     try:
         overrides = Overrides.parse(
@@ -136,6 +174,9 @@ def command(  # noqa: PLR0917 - one parameter an option
                 hash_inputs=not no_input_hashes,
                 adapters=[Adapter.parse(one) for one in adapters],
                 memory_bytes=_memory(memory, recipe),
+                importance=importance_for(
+                    source, calibrate=calibrate, imatrix=imatrix, save_imatrix=save_imatrix, threads=threads
+                ),
             )
             if job.choice is not None and not (as_json or progress_json):
                 click.echo(job.choice.explanation, err=True)
@@ -155,6 +196,15 @@ def command(  # noqa: PLR0917 - one parameter an option
         click.echo(json.dumps(_facts(result)))
     else:
         _print_summary(result)
+    if verify_path is not None and not verify_output(
+        source,
+        output,
+        verify_path,
+        max_increase=max_increase,
+        threads=threads,
+        as_json=as_json or progress_json,
+    ):
+        raise click.exceptions.Exit(1)
 
 
 def _memory(text: str | None, recipe: str) -> int | None:

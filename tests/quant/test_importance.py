@@ -37,7 +37,7 @@ def test_every_matrix_is_covered(importance):
     assert importance.n_tokens == 256
     assert importance.n_chunks == 2
     for name, n_in in matrices.items():
-        means = importance.of(name, n_in)
+        means = importance.tensors[name].of_matrix(0)
         assert means.shape == (n_in,)
         assert (means >= 0).all()
         assert means.any()
