@@ -5,8 +5,9 @@
     scratch   buffers of the native core for the largest step
     process   interpreter, libraries and tokenizer
 
-Where other models are served beside it, what they take is taken off first.  The sum stands beside what the machine or the control group can still give.  A plan that does not fit is refused with
-every number and with what would fit, so that serving never ends in an out-of-memory kill.
+Where other models are served beside it, what they take is taken off first.  The sum stands beside what the machine or
+the control group can still give.  A plan that does not fit is refused with every number and with what would fit, so that
+serving never ends in an out-of-memory kill.
 """
 
 from __future__ import annotations
@@ -154,8 +155,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan one model with these settings against `available` (None: this machine now).
 
-    `others` are the models of this process that stay in memory, `leaving` those that go before this one comes.  Returns a plan also where it does not fit; `ensure_fits` refuses it.  Raises RequestError, naming the field, for
-    settings that no machine could serve.
+    `others` are the models of this process that stay in memory, `leaving` those that go before this one comes.  Returns a
+    plan also where it does not fit; `ensure_fits` refuses it.  Raises RequestError, naming the field, for settings that no
+    machine could serve.
     """
     _check(config, settings)
     process_bytes = PROCESS_BYTES + _tokenizer_bytes(file, config)
