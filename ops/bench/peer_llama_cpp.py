@@ -102,7 +102,8 @@ def main() -> int:
         timings, _ = measure(server, [random_prompt(rng, arguments.prompt, arguments.vocab)], 2)
         report("prefill", 1, arguments.prompt, 0, timings[0]["prompt_per_second"])
         del server
-    for sessions in (int(word) for word in arguments.sessions.split(",") if word):
+    counts = [int(word) for word in arguments.sessions.split(",") if word] if arguments.generate else []
+    for sessions in counts:
         server = make_server(arguments, sessions)
         prompts = [random_prompt(rng, arguments.depth, arguments.vocab) for _ in range(sessions)]
         _, arrivals = measure(server, prompts, arguments.generate)
