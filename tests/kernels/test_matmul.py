@@ -125,6 +125,9 @@ def test_the_largest_quants_scales_and_activations_do_not_overflow(level: str, t
             bound = (
                 np.maximum(bound, n_in * 0.02 * 64 * 31) if type_name in ("Q4_K", "Q5_K", "Q2_K") else bound
             )
+            if type_name == "Q8_0" and level == "avx512vnni":
+                # Its weights are made unsigned by an offset of 128, which is taken away afterwards: the same.
+                bound = np.maximum(bound, n_in * 0.02 * 128)
             for rows in (x[:1], x):
                 got = _native.matmul(level, type_name, weight, n_out, n_in, np.ascontiguousarray(rows))
                 expected = seen_activations(level, type_name, rows) @ w.T
