@@ -323,7 +323,8 @@ void Program::find_tail_rows() noexcept {
     tail_rows_.assign(input_->out_rows.begin(), input_->out_rows.end());
     std::sort(tail_rows_.begin(), tail_rows_.end());
     tail_rows_.erase(std::unique(tail_rows_.begin(), tail_rows_.end()), tail_rows_.end());
-    in_tail_ = static_cast<int64_t>(tail_rows_.size()) < n_rows_;
+    // Where inputs are observed, every matrix sees every row.
+    in_tail_ = inputs_ == nullptr && static_cast<int64_t>(tail_rows_.size()) < n_rows_;
 }
 
 // Moves the wanted rows of what the tail reads to the front of their buffers.
