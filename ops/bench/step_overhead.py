@@ -68,8 +68,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     parts = runtime_parts()
     steps: list[TimedStep] = []
 
-    def load(path: Path, wanted: RuntimeSettings) -> Any:
-        model = parts.load_model(path, wanted)
+    def load(path: Path, wanted: RuntimeSettings, **more: Any) -> Any:
+        model = parts.load_model(path, wanted, **more)
         steps.append(TimedStep(arguments.step_ms, model.config.n_vocab))
         model.step = steps[-1]
         return model
