@@ -170,10 +170,10 @@ class QuantizeServicer(quantize_service_pb2_grpc.QuantizeServiceServicer):
         self, request: quantize_rpc.ListJobsRequest, context: Any
     ) -> quantize_rpc.ListJobsResponse:
         del request, context
-        return self._service.list_jobs()
+        return self._service.list_jobs(current_call.get())
 
     async def CancelJob(  # noqa: N802
         self, request: quantize_rpc.CancelJobRequest, context: Any
     ) -> quantize_rpc.CancelJobResponse:
         del context
-        return self._service.cancel_job(request)
+        return self._service.cancel_job(request, current_call.get())

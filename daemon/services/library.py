@@ -96,7 +96,7 @@ class LibraryService:
 
     async def copy_model(self, request: rpc.CopyModelRequest, call: Call) -> rpc.CopyModelResponse:
         """A second name."""
-        del call
+        call.caller.require_manage()
         name = self._new_name(request.destination, "destination")
         entry = self._host.find(request.source)
         if entry is None:
@@ -107,7 +107,7 @@ class LibraryService:
 
     async def delete_model(self, request: rpc.DeleteModelRequest, call: Call) -> rpc.DeleteModelResponse:
         """Forgets a name; a model in memory that has no name left goes when its requests have ended."""
-        del call
+        call.caller.require_manage()
         entry = self._host.find(request.name)
         if entry is None:
             raise not_found(request.name, "name")
@@ -125,6 +125,7 @@ class LibraryService:
 
     async def create_model(self, request: rpc.CreateModelRequest, call: Call) -> rpc.CreateModelResponse:
         """A new model from another one or from blobs, with defaults of its own."""
+        call.caller.require_manage()
         name = self._new_name(request.name, "name")
         if bool(getattr(request, "from")) == bool(request.files):
             raise invalid("from", "either from or files must be given")
@@ -138,6 +139,7 @@ class LibraryService:
         self, request: rpc.PullModelRequest, call: Call
     ) -> AsyncGenerator[rpc.PullModelResponse, None]:
         """Progress, then the model.  Closing the iterator stops the download and keeps what came."""
+        call.caller.require_manage()
         as_name = self._new_name(request.as_name, "as_name") if request.as_name else None
         self._new_name(request.name, "name")
         if self._num_pulls >= MAX_PULLS:
@@ -173,7 +175,7 @@ class LibraryService:
         self, parts: AsyncIterator[rpc.UploadBlobRequest], call: Call
     ) -> rpc.UploadBlobResponse:
         """Stores a blob; DIGEST_MISMATCH, and nothing stays, where it is not what its digest says."""
-        del call
+        call.caller.require_manage()
         first = await anext(parts, None)
         if first is None:
             raise invalid("digest", "must be in the first message")

@@ -69,8 +69,8 @@ class ModelService:
             return rpc.GetModelResponse(model=await asyncio.to_thread(self._describe, entry))
 
     async def load_model(self, request: rpc.LoadModelRequest, call: Call) -> rpc.LoadModelResponse:
-        """Brings a model into memory."""
-        del call
+        """Brings a model into memory; a key that may only use models has it loaded by asking it something."""
+        call.caller.require_manage()
         if not request.name:
             raise invalid("name", "must be given")
         entry = self._find(request.name)
@@ -83,7 +83,7 @@ class ModelService:
 
     async def unload_model(self, request: rpc.UnloadModelRequest, call: Call) -> rpc.UnloadModelResponse:
         """Takes the named model out of memory."""
-        del call
+        call.caller.require_manage()
         entry = self._find(request.name)
         unload = self._host.unload(entry, when_idle=request.when_idle)
         # A client that goes away must not leave a model half unloaded.

@@ -64,6 +64,7 @@ class QuantizeService:
         self, request: rpc.QuantizeRequest, call: Call
     ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
         """Places in the queue, progress, then the result.  Closing the iterator stops the child and leaves no file."""
+        call.caller.require_manage()
         job = self._check(request, call)
         if len(self._jobs) > MAX_WAITING_JOBS:
             message = f"{len(self._jobs)} quantizations run or wait already; no more can be queued."
@@ -84,8 +85,9 @@ class QuantizeService:
             for one in self._jobs:
                 one.changed.set()
 
-    def list_jobs(self) -> rpc.ListJobsResponse:
+    def list_jobs(self, call: Call) -> rpc.ListJobsResponse:
         """The running job first, then those that wait."""
+        call.caller.require_manage()
         return rpc.ListJobsResponse(
             jobs=[
                 rpc.QuantizeJob(
@@ -100,8 +102,9 @@ class QuantizeService:
             ]
         )
 
-    def cancel_job(self, request: rpc.CancelJobRequest) -> rpc.CancelJobResponse:
+    def cancel_job(self, request: rpc.CancelJobRequest, call: Call) -> rpc.CancelJobResponse:
         """Stops a job; its own call tells how it ended."""
+        call.caller.require_manage()
         job = next((one for one in self._jobs if one.id == request.job_id), None)
         if job is None:
             raise invalid("job_id", "no such job runs or waits")

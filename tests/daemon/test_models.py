@@ -7,12 +7,13 @@ import socket
 import grpc
 import pytest
 
+from daemon.access.keys import Key, KeyFile, hash_of, new_secret, write_keys
 from daemon.errors import ApiError, from_rpc_error
 from daemon.services.folder import ModelFolder, entry_of, model_name
 from daemon.services.host import State
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
-from quantd.v1 import tokenizer_service_pb2
+from quantd.v1 import quantize_service_pb2, tokenizer_service_pb2
 from runtime.errors import UnsupportedModelError
 from tests.daemon.fakes import plan, write_gguf
 
@@ -340,3 +341,32 @@ async def test_draining_while_a_model_loads_stays_draining(world):
     assert (await refusal(call)).reason == "UNAVAILABLE"
     assert world.host.state is State.DRAINING
     assert world.fake.models[-1].closed
+
+
+async def test_a_key_that_may_only_use_models_cannot_change_them(world, tmp_path, monkeypatch):
+    secret = new_secret()
+    path = tmp_path / "keys.toml"
+    write_keys(path, [Key("user", hash_of(secret))])
+    monkeypatch.setattr(world.services.gate, "_keys", KeyFile(path))
+    metadata = (("authorization", f"Bearer {secret}"),)
+    answer = await world.model.ListModels(rpc.ListModelsRequest(), metadata=metadata)
+    assert [model.name for model in answer.models] == ["tiny"]
+    calls = [
+        (world.model.LoadModel, rpc.LoadModelRequest(name="tiny")),
+        (world.model.UnloadModel, rpc.UnloadModelRequest(name="tiny")),
+        (world.model.CopyModel, rpc.CopyModelRequest(source="tiny", destination="other")),
+        (world.model.DeleteModel, rpc.DeleteModelRequest(name="tiny")),
+        (world.model.CreateModel, rpc.CreateModelRequest(name="other")),
+        (world.model.PullModel, rpc.PullModelRequest(name="other")),
+        (world.quantize.Quantize, quantize_service_pb2.QuantizeRequest(source="tiny", output="small")),
+        (world.quantize.ListJobs, quantize_service_pb2.ListJobsRequest()),
+    ]
+    for method, request in calls:
+        call = method(request, metadata=metadata)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await (anext(call.__aiter__()) if hasattr(call, "__aiter__") else call)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED, request
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            call = method(request)
+            await (anext(call.__aiter__()) if hasattr(call, "__aiter__") else call)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, request

@@ -181,7 +181,7 @@ def test_a_prompt_longer_than_the_context(stubs):
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("name", ["nope", "../demo", "/etc/passwd", "demo.gguf", "demo-f16"])
+@pytest.mark.parametrize("name", ["nope", "../demo", "/etc/passwd", "demo.gguf", "demo-f17"])
 def test_models_that_do_not_serve(stubs, name):
     assert from_rpc_error(
         refusal(stubs.generate.Generate, pb.GenerateRequest(model=name, text="x"))
