@@ -109,11 +109,14 @@ def attention(
     ends: list[int] | None = None,
     resume: int = 0,
     parts: bool = False,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Floats:
     """Query rows q (n_rows, n_heads, head_dim) over k and v (n_positions, n_kv_heads, head_dim): the shape of q.
 
-    scale None means 1 / sqrt(head_dim).  Row r sees positions [0, ends[r]), all of them by default.  resume (a multiple
-    of 256) computes the positions below it in a call of their own; parts computes each range of 256 apart and merges.
+    scale None means 1 / sqrt(head_dim).  Row r sees positions [0, ends[r]), all of them by default; of them the last
+    `window` ones, 0 all.  softcap bounds the scores' magnitude, 0 does not.  resume (a multiple of 256) computes the
+    positions below it in a call of their own; parts computes each range of 256 apart and merges.
     """
 
 def rms_norm(level: str, x: Floats, weight: Floats, eps: float) -> Floats:
@@ -122,8 +125,20 @@ def rms_norm(level: str, x: Floats, weight: Floats, eps: float) -> Floats:
 def rope(level: str, x: Floats, cos: Floats, sin: Floats, interleaved: bool) -> Floats:
     """One head x (head_dim) rotated by the angles of cos and sin (n_rot / 2 each)."""
 
+def layer_norm(level: str, x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """x (n) less its mean, over its standard deviation, times weight (n), plus bias (n)."""
+
 def swiglu(level: str, gate: Floats, up: Floats) -> Floats:
     """silu(gate) * up, elementwise over (n)."""
+
+def geglu(level: str, gate: Floats, up: Floats) -> Floats:
+    """gelu(gate) * up with GELU's tanh form, elementwise over (n)."""
+
+def gelu(level: str, x: Floats) -> Floats:
+    """GELU's form with erf, elementwise over (n)."""
+
+def soft_cap(level: str, x: Floats, scale: float, cap: float) -> Floats:
+    """cap * tanh(scale * x / cap), elementwise over (n); scale * x where cap is 0."""
 
 # --- Block encoders of the quantizer (bind_quantize.cpp) ----------------------------------------------------------
 
@@ -226,6 +241,7 @@ class Program:
     """A compiled graph: built once, then run for a ragged batch of rows in one call.
 
     The building methods return indices or add one operation; they raise ValueError where widths or types do not fit.
+    ropes are (frequencies in radians per position, magnitude), which `attention` names by their indices.
     """
 
     def __init__(
@@ -235,30 +251,54 @@ class Program:
         *,
         n_vocab: int,
         max_rows: int,
-        rope_frequencies: list[float],
+        ropes: list[tuple[list[float], float]],
         level: str | None = None,
     ) -> None: ...
     def buffer(self, name: str, width: int) -> int:
         """Add a buffer of activations (max_rows, width)."""
 
-    def matrix(self, file: GgufFile, name: str) -> int:
-        """Use a tensor (n_out, n_in) where it lies in the mapped file."""
+    def matrix(self, file: GgufFile, name: str, first_row: int = 0, n_rows: int | None = None) -> int:
+        """Use a tensor (n_out, n_in), or some of its rows, where it lies in the mapped file.
+
+        A tensor (n, n_out, n_in) is one of n * n_out rows.
+        """
 
     def vector(self, file: GgufFile, name: str) -> int:
         """Use an F32 tensor (n,) where it lies in the mapped file."""
 
-    def embed(self, *, table: int, out: int) -> None: ...
+    def embed(self, *, table: int, out: int, scale: float = 1.0) -> None: ...
+    def add_row(self, *, table: int, out: int, by_position: bool) -> None: ...
+    def add(self, *, source: int, out: int, scale: float = 1.0) -> None: ...
+    def layer_norm(self, *, source: int, weight: int, bias: int, out: int, eps: float) -> None: ...
+    def gelu(self, *, buffer: int) -> None: ...
+    def experts(
+        self, *, source: int, router: int, gate: int, up: int, down: int, out: int, n_used: int
+    ) -> None: ...
+    def pool(self, *, source: int, kind: str) -> None: ...
     def rms_norm(self, *, source: int, weight: int, out: int, eps: float) -> None: ...
     def head_norm(self, *, buffer: int, weight: int, head_dim: int, eps: float) -> None: ...
     def linear(self, *, source: int, targets: list[tuple[int, int, int]], accumulate: bool) -> None:
         """targets: (weight, bias or -1, out) of each matrix that reads the input."""
 
-    def gated_linear(self, *, source: int, gate: int, up: int, out: int) -> None: ...
+    def gated_linear(self, *, source: int, gate: int, up: int, out: int, gelu: bool = False) -> None: ...
     def attention(
-        self, *, q: int, k: int, v: int, out: int, layer: int, n_heads: int, interleaved: bool, scale: float
+        self,
+        *,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        layer: int,
+        n_heads: int,
+        interleaved: bool,
+        scale: float,
+        rope: int = 0,
+        window: int = 0,
+        softcap: float = 0.0,
+        causal: bool = True,
     ) -> None: ...
     def select(self, *, source: int, out: int) -> None: ...
-    def head(self, *, source: int, weight: int) -> None: ...
+    def head(self, *, source: int, weight: int, scale: float = 1.0, softcap: float = 0.0) -> None: ...
     def finish(self) -> None:
         """Take all memory; from here on only step may be called."""
 
@@ -291,3 +331,7 @@ class Program:
 
     def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], int]]:
         """Return (sum of squares of each column (n_in,), rows seen) of the input of each matrix that was multiplied."""
+    def embed_step(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, page_starts: Int32, pages: Int32
+    ) -> Floats:
+        """Run one step of whole sequences through a program that ends with `pool`: (n_seqs, width), rows of length 1."""

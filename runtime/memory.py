@@ -24,6 +24,7 @@ from runtime.machine_memory import (
     available_memory_bytes,
     own_anonymous_bytes,
 )
+from runtime.models.config import Experts
 from runtime.speculation import table_bytes as copier_bytes
 
 __all__ = [
@@ -88,6 +89,8 @@ class ModelShape(Protocol):
     def n_vocab(self) -> int: ...
     @property
     def context_length(self) -> int: ...
+    @property
+    def experts(self) -> Experts | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,10 +313,15 @@ def _scratch_bytes(config: ModelShape, settings: RuntimeSettings) -> int:
     """Buffers of the native core (runtime/native/program.cpp takes them), an upper estimate without page tables."""
     rows, q_width = settings.max_step_rows, config.n_heads * config.head_dim
     kv_width = config.n_kv_heads * config.head_dim
-    # Floats of a row: residual stream, normed and last row, queries and heads, keys and values, feed-forward, angles.
-    floats = 3 * config.n_embd + 2 * q_width + 2 * kv_width + config.n_ff + config.head_dim
+    # Floats of a row: residual stream, normed, branch and last row, queries and heads, keys and values, feed-forward, angles.
+    floats = 4 * config.n_embd + 2 * q_width + 2 * kv_width + config.n_ff + 2 * config.head_dim
     # Quantized copies of what matrices read, in at most two forms of a little more than one byte a value.
     quantized = (config.n_embd + q_width + config.n_ff) * 5 // 2
+    if config.experts is not None:
+        # Of a row for each expert that it uses: gathered input, hidden, output; and the router's logits.
+        used, n_ff = config.experts.n_used, config.experts.n_ff
+        floats += used * (2 * config.n_embd + n_ff + 3) + config.experts.n_experts
+        quantized += used * (config.n_embd + n_ff) * 5 // 2
     # A tile of logits: 4 to 64 rows, about 8 MiB.
     logits_bytes = 4 * config.n_vocab * min(rows, max(4, min(64, (2 << 20) // config.n_vocab + 1)))
     # Of a thread: gate and up tiles, one expanded weight row, sampler arrays of 20 bytes an entry, attention: scores of

@@ -1,22 +1,25 @@
 """A model that is ready to compute: the file, its tokenizer, the memory plan and the native program.
 
 model = load_model("model.gguf", RuntimeSettings())
-result = model.step(plan)      # one native call, without the GIL
+result = model.step(plan)      # one native call, without the GIL; of an encoder: model.embed([ids, ...])
 model.close()
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime._native import Arena, Program, ThreadPool, kernel_levels
 from runtime.cpu import usable_cores
-from runtime.errors import EngineStoppedError, MemoryPlanError, RequestError
+from runtime.errors import ContextLengthError, EngineStoppedError, MemoryPlanError, RequestError
 from runtime.gguf import ModelFile
 from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 from runtime.models import build_graph
@@ -25,7 +28,11 @@ from runtime.models.loader import bind_weights, build_program
 from runtime.step_plan import Float32Array, StepPlan, StepResult
 from runtime.tokenizer import Tokenizer, build_tokenizer
 
-__all__ = ["LoadedModel", "ModelConfig", "load_model", "read_config"]
+_ENCODER_STEP_ROWS = (
+    2048  # an encoder computes a sequence in one step: the longest one that it takes by default
+)
+
+__all__ = ["LoadedModel", "ModelConfig", "load_model", "read_config", "settings_for"]
 
 
 class LoadedModel:
@@ -52,7 +59,9 @@ class LoadedModel:
         self.page_tokens = plan.page_tokens
         self.n_pages = plan.n_pages
         self.context_tokens = plan.session_context_tokens
+        self.generates = config.generates  # False: an encoder, which gives embeddings
         self._program: Program | None = program
+        self._embedding = threading.Lock()
 
     @property
     def level(self) -> str:
@@ -81,8 +90,10 @@ class LoadedModel:
         """Compute one step; the raw logits go to `logits` (n_out, n_vocab) if given.
 
         Raises ValueError for a plan with an index out of range (nothing was touched then), ModelChangedError when the
-        mapped file changed under the computation.
+        mapped file changed under the computation, RequestError for a model that does not generate.
         """
+        if not self.generates:
+            raise RequestError("model", f"model {self.name} gives embeddings; it does not generate")
         result = StepResult(
             *self._running().step(
                 plan.tokens,
@@ -99,8 +110,77 @@ class LoadedModel:
         self.file.check_unchanged()
         return result
 
+    def embed(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return the embeddings (n_sequences, n_embd) of sequences of token ids, each of length 1.
+
+        What is embedded together changes nothing.  For any thread; calls wait for each other.  Raises RequestError for a
+        model that is no encoder, no sequence or an empty one, or an id outside the vocabulary; ContextLengthError for a
+        sequence that is too long.
+        """
+        if self.generates:
+            raise RequestError("model", f"model {self.name} generates text; it gives no embeddings")
+        for sequence in sequences:
+            self._check_sequence(sequence)
+        if not sequences:
+            raise RequestError("input", "there is nothing to embed")
+        with self._embedding:
+            program = self._running()
+            parts = [program.embed_step(*self._whole(part)) for part in self._steps(sequences)]
+            self.file.check_unchanged()
+        return np.concatenate(parts)
+
+    @property
+    def max_embedding_tokens(self) -> int:
+        """Tokens of the longest sequence that `embed` takes."""
+        pages_tokens = self.n_pages * self.page_tokens
+        return min(self.settings.max_step_rows, self.context_tokens, pages_tokens)
+
+    def _check_sequence(self, sequence: Sequence[int]) -> None:
+        if not sequence:
+            raise RequestError("input", "an empty sequence has no embedding")
+        if len(sequence) > self.max_embedding_tokens:
+            raise ContextLengthError(
+                "input",
+                f"a sequence of {len(sequence)} tokens; the model takes {self.max_embedding_tokens}",
+                prompt_tokens=len(sequence),
+                context_tokens=self.max_embedding_tokens,
+            )
+        if min(sequence) < 0 or max(sequence) >= self.config.n_vocab:
+            raise RequestError("input", f"token ids are 0 to {self.config.n_vocab - 1}")
+
+    def _steps(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+        """Yield the sequences in order, as many together as a step and the pages hold."""
+        part: list[Sequence[int]] = []
+        rows = pages = 0
+        for sequence in sequences:
+            needed_pages = -(-len(sequence) // self.page_tokens)
+            if part and (
+                rows + len(sequence) > self.settings.max_step_rows or pages + needed_pages > self.n_pages
+            ):
+                yield part
+                part, rows, pages = [], 0, 0
+            part.append(sequence)
+            rows, pages = rows + len(sequence), pages + needed_pages
+        yield part
+
+    def _whole(self, sequences: list[Sequence[int]]) -> tuple[NDArray[np.int32], ...]:
+        """Tokens, positions, sequence starts, page starts and pages of a step of whole sequences."""
+        n_tokens = [len(sequence) for sequence in sequences]
+        page_starts = np.cumsum([0, *(-(-n // self.page_tokens) for n in n_tokens)])
+        arrays = (
+            np.concatenate([np.asarray(sequence) for sequence in sequences]),
+            np.concatenate([np.arange(n) for n in n_tokens]),
+            np.cumsum([0, *n_tokens]),
+            page_starts,
+            np.arange(page_starts[-1]),
+        )
+        return tuple(array.astype(np.int32) for array in arrays)
+
     def warm_up(self) -> None:
         """Compute one row on page 0, so that the weights are mapped and the threads have run once."""
+        if not self.generates:
+            self.embed([[0]])
+            return
 
         def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
             return np.array(values, np.int32)
@@ -143,6 +223,7 @@ def load_model(
     level = _level(settings)
     file = ModelFile.open(path)
     config = read_config(file)
+    settings = settings_for(config, settings)
     graph = build_graph(config)
     bind_weights(graph, file)
     plan = plan_memory(file, config, settings, others=others)
@@ -161,6 +242,7 @@ def load_model(
             pool=pool,
             arena=arena,
             max_rows=settings.max_step_rows,
+            context_tokens=plan.session_context_tokens,
             level=level,
         )
     except MemoryError:
@@ -182,6 +264,14 @@ def _make_arena(config: ModelConfig, plan: MemoryPlan) -> Arena:
         n_pages=plan.n_pages,
         kv_type=plan.kv_type,
     )
+
+
+def settings_for(config: ModelConfig, settings: RuntimeSettings) -> RuntimeSettings:
+    """Return the settings with which a model is planned and served: an encoder's steps hold its longest sequence."""
+    if config.generates:
+        return settings
+    longest = min(config.context_length, settings.context_tokens or _ENCODER_STEP_ROWS)
+    return replace(settings, max_step_rows=max(settings.max_step_rows, longest))
 
 
 def _level(settings: RuntimeSettings) -> str | None:

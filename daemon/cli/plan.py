@@ -113,7 +113,7 @@ def _plan(model: str, settings: RuntimeSettings, daemon: Settings) -> tuple[Memo
     from daemon.store.pull import Places, remote_plan
     from runtime.gguf import ModelFile
     from runtime.memory import plan_memory
-    from runtime.model import read_config
+    from runtime.model import read_config, settings_for
 
     path = Path(model)
     name = None if model.endswith(".gguf") else ModelName.find(model)
@@ -123,7 +123,8 @@ def _plan(model: str, settings: RuntimeSettings, daemon: Settings) -> tuple[Memo
             return remote_plan(name, Places(daemon.hub, daemon.registry, any_host=True), settings)
         path = entry.path
     file = ModelFile.open(path)
-    return plan_memory(file, read_config(file), settings), _recipes(file)
+    config = read_config(file)
+    return plan_memory(file, config, settings_for(config, settings)), _recipes(file)
 
 
 def _recipes(file: ModelFile) -> list[Variant]:

@@ -165,6 +165,12 @@ class GenerateService:
         """Checks and encodes a request: what it costs is known, and nothing is taken yet."""
         accepted_s = time.monotonic()
         model = served.model
+        if not model.generates:
+            raise ApiError(
+                "INVALID_ARGUMENT",
+                f"The model {served.name!r} gives embeddings; it does not generate.",
+                field="model",
+            )
         options = read_options(
             request.options,
             n_vocab=model.tokenizer.n_vocab,

@@ -135,7 +135,9 @@ class ModelService:
         model.CopyFrom(self._describe(served.entry, served.model.file))
         model.loaded = True
         model.session_context_tokens = served.model.context_tokens
-        model.has_chat_template = served.template is not None
+        model.has_chat_template = model.has_chat_template and served.template is not None
+        model.gives_embeddings = not served.model.generates
+        model.warnings.extend(served.warnings)
         return model
 
     def _describe_or_skip(self, entry: ModelEntry) -> pb.Model | None:

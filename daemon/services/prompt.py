@@ -149,7 +149,8 @@ def check_messages(request: pb.ChatRequest, served: Served) -> None:
     """Refuses conversations that are empty, too long or spoken by unknown roles, before any work."""
     if served.template is None:
         raise ApiError(
-            "NO_CHAT_TEMPLATE", f"The model {served.name!r} brings no chat template; use Generate."
+            "NO_CHAT_TEMPLATE",
+            f"The model {served.name!r} has no chat template that can be used; use Generate.",
         )
     if not 1 <= len(request.messages) <= MAX_MESSAGES:
         raise invalid("messages", f"must be 1 to {MAX_MESSAGES} messages, not {len(request.messages)}")

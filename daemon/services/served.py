@@ -48,6 +48,18 @@ class Served:
     def name(self) -> str:
         return self.entry.name
 
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever uses this model should know, in sentences."""
+        found = list(self.model.tokenizer.warnings)
+        if self.template is not None and self.template.is_fallback:
+            found.append(
+                "the file brings no chat template: conversations are written as ChatML, which may not be the model's form"
+            )
+        elif self.template is None and self.model.chat_template:
+            found.append("the file's chat template cannot be used: the model serves without chat")
+        return found
+
 
 class LoadModel(Protocol):
     """runtime.model.load_model."""
@@ -116,6 +128,9 @@ async def take_down(served: Served) -> None:
 
 async def _warm_up(model: Any, bridge: Bridge) -> None:
     """One short request: touches every weight once, so that the first caller does not wait for the disk."""
+    if not model.generates:
+        await asyncio.to_thread(model.warm_up)
+        return
     bos_id = model.tokenizer.bos_id
     request = Request(
         id=WARM_UP_ID,
@@ -137,7 +152,7 @@ def runtime_parts() -> Parts:
     from runtime.engine import Engine  # noqa: PLC0415
     from runtime.gguf import ModelFile  # noqa: PLC0415
     from runtime.memory import plan_memory  # noqa: PLC0415
-    from runtime.model import load_model, read_config  # noqa: PLC0415
+    from runtime.model import load_model, read_config, settings_for  # noqa: PLC0415
 
     def plan(
         path: Path,
@@ -147,7 +162,9 @@ def runtime_parts() -> Parts:
         leaving: Sequence[MemoryPlan] = (),
     ) -> MemoryPlan:
         file = ModelFile.open(path)
-        return plan_memory(file, read_config(file), settings, others=others, leaving=leaving)
+        config = read_config(file)
+        settings = settings_for(config, settings)
+        return plan_memory(file, config, settings, others=others, leaving=leaving)
 
     def make_engine(model: Any, max_waiting: int, sink: Callable[[list[Event]], None]) -> EngineHandle:
         engine: EngineHandle = Engine(model, max_waiting=max_waiting, sink=sink)
@@ -157,9 +174,15 @@ def runtime_parts() -> Parts:
 
 
 def make_template(model: Any) -> ChatTemplate | None:
-    """The model's chat template; None if it brings none, or one that cannot be used: then it serves without chat."""
+    """The model's chat template, ChatML if it brings none; None for an encoder, or one that cannot be used."""
+    if not model.generates:
+        return None
     try:
-        return ChatTemplate.of_model(model.file, model.tokenizer)
+        template = ChatTemplate.of_model(model.file, model.tokenizer)
+        if template is None:
+            log.warning("chat_template_missing", model=model.name, used="ChatML")
+            template = ChatTemplate.fallback()
+        return template
     except ApiError as failure:
         log.warning("chat_template_unusable", model=model.name, error=failure.message)
         return None

@@ -30,6 +30,11 @@ _CPU_S_PER_CHAR = 1e-7
 # Noncharacters: no text has them for a reason.
 _MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 Message = Mapping[str, Any]
 
 
@@ -49,6 +54,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
         self.source = source
+        self.is_fallback = False
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         if len(source) > MAX_SOURCE_CHARS:
             raise ApiError(
@@ -84,6 +90,13 @@ class ChatTemplate:
             bos_token="" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
             eos_token="" if tokenizer.eos_id is None else tokenizer.token_text(tokenizer.eos_id),
         )
+
+    @classmethod
+    def fallback(cls) -> ChatTemplate:
+        """ChatML, for a model that brings no template."""
+        template = cls(_CHATML)
+        template.is_fallback = True
+        return template
 
     def render(
         self,

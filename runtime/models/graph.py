@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from runtime.models.config import RopeScaling
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor of the model file."""
+    """One tensor of the model file, or some rows of it where several matrices lie in one tensor."""
 
     name: str  # GGUF name
-    shape: tuple[int, ...]  # (n_out, n_in) of a matrix, (n,) of a vector
+    shape: tuple[
+        int, ...
+    ]  # of the whole tensor: (n_out, n_in) of a matrix, (n_experts, n_out, n_in), (n,) of a vector
     required: bool = True
     instead: str | None = None  # the tensor that takes its place where it is absent (tied embeddings)
+    rows: tuple[int, int] | None = None  # [begin, end) of the rows that are meant; None: all
 
     @property
     def is_vector(self) -> bool:
@@ -38,10 +43,29 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out = table[token of each row]"""
+    """out = table[token of each row] * scale"""
 
     table: Weight  # (n_vocab, out.width)
     out: Buffer
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AddRow:
+    """out += table[position of each row], or += table[0]: learned positions and token types of encoders."""
+
+    table: Weight  # (n, out.width); a row for every position where `by` is "position"
+    out: Buffer
+    by: Literal["position", "first"]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """out += input * scale"""
+
+    input: Buffer
+    out: Buffer
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +74,17 @@ class RmsNorm:
 
     input: Buffer
     weight: Weight  # (input.width,)
+    out: Buffer
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """out = (input - mean(input)) / sqrt(variance(input) + eps) * weight + bias"""
+
+    input: Buffer
+    weight: Weight  # (input.width,)
+    bias: Weight  # (input.width,)
     out: Buffer
     eps: float
 
@@ -84,17 +119,55 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class GatedLinear:
-    """out = silu(gate . input) * (up . input)"""
+    """out = activation(gate . input) * (up . input)"""
 
     input: Buffer
     gate: Weight  # (out.width, input.width)
     up: Weight  # (out.width, input.width)
     out: Buffer
+    activation: Literal["silu", "gelu"] = "silu"  # gelu in its tanh form
+
+
+@dataclass(frozen=True, slots=True)
+class Gelu:
+    """buffer = gelu(buffer), in the form with erf."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """out += sum over the n_used best experts of p_e * down_e . (silu(gate_e . input) * (up_e . input)).
+
+    p is the softmax of the router's logits, scaled so that the probabilities of the experts in use sum to one.
+    """
+
+    input: Buffer
+    router: Weight  # (n_experts, input.width)
+    gate: Weight  # (n_experts, n_ff, input.width)
+    up: Weight  # (n_experts, n_ff, input.width)
+    down: Weight  # (n_experts, out.width, n_ff)
+    out: Buffer
+    n_used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotation of q and k by their positions (RoPE, arXiv:2104.09864)."""
+
+    freq_base: float
+    dim: int  # rotated elements of a head, even
+    interleaved: bool  # rotated pairs are (2i, 2i + 1); otherwise (i, i + dim / 2)
+    scaling: RopeScaling
+    factors: Weight | None = None  # (dim / 2,) divisors of the frequencies
+    long_factors: Weight | None = (
+        None  # take their place where the context is longer than scaling.original_context
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Rotates q and k, appends k and v to the session's pages, attends over all positions up to each row's own."""
+    """Rotates q and k, appends k and v to the session's pages, attends over the positions that each row sees."""
 
     q: Buffer  # (n_rows, n_heads, head_dim)
     k: Buffer  # (n_rows, n_kv_heads, head_dim)
@@ -102,8 +175,11 @@ class Attention:
     out: Buffer  # (n_rows, n_heads, head_dim)
     layer: int
     n_heads: int
-    interleaved: bool  # rotated pairs are (2i, 2i + 1); otherwise (i, i + rope_dim / 2)
+    rope: Rope | None  # None: no rotation
     scale: float
+    window: int = 0  # newest positions that are seen, a row's own included; 0: all up to its own
+    softcap: float = 0.0  # scores become softcap * tanh(score / softcap); 0: they do not
+    causal: bool = True  # False: every position of the sequence is seen, which must be computed in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +192,38 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = weight . input, scored and sampled."""
+    """logits = weight . input * scale, capped as in `Attention`, scored and sampled."""
 
     input: Buffer
     weight: Weight  # (n_vocab, input.width)
+    scale: float = 1.0
+    softcap: float = 0.0
 
 
-Op: TypeAlias = Embed | RmsNorm | HeadNorm | Linear | GatedLinear | Attention | Select | Head
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One vector of each sequence, of length 1: the mean of its rows, its first or its last one.  Ends an encoder."""
+
+    input: Buffer
+    kind: Literal["mean", "cls", "last"]
+
+
+Op: TypeAlias = (
+    Embed
+    | AddRow
+    | Add
+    | RmsNorm
+    | LayerNorm
+    | HeadNorm
+    | Linear
+    | GatedLinear
+    | Gelu
+    | Experts
+    | Attention
+    | Select
+    | Head
+    | Pool
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +231,14 @@ class Graph:
     """One architecture with one configuration."""
 
     ops: tuple[Op, ...]
-    rope_factors: Weight | None = None  # (rope_dim / 2,) divisors of the rotation frequencies
 
     def weights(self) -> list[Weight]:
         """Return every declared weight once, in the order of use."""
-        found = dict.fromkeys(weight for op in self.ops for weight in _parts(op, Weight))
-        if self.rope_factors is not None:
-            found[self.rope_factors] = None
-        return list(found)
+        return list(dict.fromkeys(weight for op in self.ops for weight in _parts(op, Weight)))
+
+    def ropes(self) -> list[Rope]:
+        """Return every rotation once, in the order of use."""
+        return list(dict.fromkeys(rope for op in self.ops for rope in _parts(op, Rope)))
 
     def buffers(self) -> list[Buffer]:
         """Return every buffer once, in the order of use."""

@@ -6,6 +6,7 @@ Every declared weight is checked before anything is built, and all faults are re
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass
 
@@ -16,25 +17,35 @@ from runtime.errors import ModelFormatError, UnsupportedModelError
 from runtime.gguf import ModelFile, TensorInfo
 from runtime.models.config import ModelConfig
 from runtime.models.graph import (
+    Add,
+    AddRow,
     Attention,
     Buffer,
     Embed,
+    Experts,
     GatedLinear,
+    Gelu,
     Graph,
     Head,
     HeadNorm,
+    LayerNorm,
     Linear,
     Op,
+    Pool,
     RmsNorm,
+    Rope,
     Select,
     Weight,
 )
+from runtime.models.rope import Frequencies, rope_table
 
 _LOG = logging.getLogger(__name__)
 _MAX_SHOWN = 20
 # Weights of a layer that no operation reads would change the answers if they were used.
 _LAYER_WEIGHT = re.compile(r"blk\.\d+\.(attn|ffn|post|layer|ssm|indexer)[a-z0-9_]*\.(weight|bias)")
-_HARMLESS = re.compile(r"blk\.\d+\.attn_rot_embd\.(weight|bias)|rope_freqs\.weight")
+_HARMLESS = re.compile(
+    r"blk\.\d+\.attn_rot_embd\.(weight|bias)|rope_freqs\.weight|rope_factors_(long|short)\.weight"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +81,11 @@ def bind_weights(graph: Graph, file: ModelFile) -> Bindings:
         elif not weight.is_vector and not type_traits(info.type_id)[3]:
             types.append(f"{info.name} is {info.type_name}, which is not a type of weights")
     if faults:
-        raise ModelFormatError("BAD_TENSORS", faults[0][0], 0, _listing(file, [text for _, text in faults]))
+        # Parts of one tensor share its fault.
+        texts = list(dict.fromkeys(text for _, text in faults))
+        raise ModelFormatError("BAD_TENSORS", faults[0][0], 0, _listing(file, texts))
     if types:
-        raise UnsupportedModelError(_listing(file, types))
+        raise UnsupportedModelError(_listing(file, list(dict.fromkeys(types))))
     _report_unused(file, {info.name for info in tensors.values() if info is not None})
     return Bindings(tensors)
 
@@ -85,32 +98,53 @@ def build_program(
     pool: ThreadPool,
     arena: Arena,
     max_rows: int,
+    context_tokens: int = 0,
     level: str | None = None,
 ) -> Program:
-    """Check the weights and build the native program, ready for its first step."""
+    """Check the weights and build the native program, ready for its first step.
+
+    context_tokens is what one session holds: past the original context, longrope has other factors.
+    """
     bindings = bind_weights(graph, file)
-    frequencies = rope_frequencies(config)
-    if graph.rope_factors is not None and bindings.tensors[graph.rope_factors] is not None:
-        frequencies = frequencies / _rope_factors(file, graph.rope_factors)
+    tables = [
+        rope_table(rope, _chosen_factors(rope, file, bindings, context_tokens)) for rope in graph.ropes()
+    ]
     program = Program(
         pool,
         arena,
         n_vocab=config.n_vocab,
         max_rows=max_rows,
-        rope_frequencies=frequencies.tolist(),
+        ropes=[(frequencies.tolist(), magnitude) for frequencies, magnitude in tables],
         level=level,
     )
     _Builder(program, file, bindings).build(graph)
     return program
 
 
-def rope_frequencies(config: ModelConfig) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return the (rope_dim / 2,) rotation frequencies in radians per position, before any factors."""
-    exponents = np.arange(config.rope_dim // 2, dtype=np.float64) * 2.0 / config.rope_dim
-    return 1.0 / (config.rope_freq_base**exponents * config.rope_scale)
+def _chosen_factors(
+    rope: Rope, file: ModelFile, bindings: Bindings, context_tokens: int
+) -> Frequencies | None:
+    """Return the divisors of the frequencies for a context of this length, None where the file has none."""
+    if rope.factors is None:
+        return None
+    has_short = bindings.tensors[rope.factors] is not None
+    if rope.long_factors is None:
+        return _rope_factors(file, rope.factors) if has_short else None
+    if has_short != (bindings.tensors[rope.long_factors] is not None):
+        missing = rope.long_factors if has_short else rope.factors
+        raise ModelFormatError(
+            "BAD_TENSORS",
+            missing.name,
+            0,
+            f"{file.path}: {missing.name} is missing, its counterpart is there",
+        )
+    if not has_short:
+        return None
+    long = context_tokens > rope.scaling.original_context
+    return _rope_factors(file, rope.long_factors if long else rope.factors)
 
 
-def _rope_factors(file: ModelFile, weight: Weight) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _rope_factors(file: ModelFile, weight: Weight) -> Frequencies:
     factors = file.data(weight.name).view(np.float32).astype(np.float64)
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise ModelFormatError(
@@ -157,12 +191,15 @@ class _Builder:
         self._program = program
         self._file = file
         self._bindings = bindings
-        self._indices: dict[str, int] = {}  # tensor name -> index
+        # (tensor name, rows) -> index
+        self._indices: dict[tuple[str, tuple[int, int] | None], int] = {}
+        self._ropes: dict[Rope, int] = {}
         self._buffers: dict[Buffer, int] = {}
 
     def build(self, graph: Graph) -> None:
         for buffer in graph.buffers():
             self._buffers[buffer] = self._program.buffer(buffer.name, buffer.width)
+        self._ropes = {rope: i for i, rope in enumerate(graph.ropes())}
         for op in graph.ops:
             self._add(op)
         self._program.finish()
@@ -172,39 +209,75 @@ class _Builder:
         info = None if weight is None else self._bindings.tensors[weight]
         if weight is None or info is None:
             return -1
-        if info.name not in self._indices:
-            register = self._program.vector if weight.is_vector else self._program.matrix
-            self._indices[info.name] = register(self._file.shards[info.shard], info.name)
-        return self._indices[info.name]
+        key = (info.name, weight.rows)
+        if key not in self._indices:
+            shard = self._file.shards[info.shard]
+            if weight.is_vector:
+                self._indices[key] = self._program.vector(shard, info.name)
+            else:
+                # The matrices of all experts lie one after the other, as one of many rows.
+                begin, end = weight.rows or (0, math.prod(weight.shape[:-1]))
+                self._indices[key] = self._program.matrix(shard, info.name, begin, end - begin)
+        return self._indices[key]
 
     def _add(self, op: Op) -> None:
         program, weight, buffers = self._program, self._weight, self._buffers
         match op:
-            case Embed(table, out):
-                program.embed(table=weight(table), out=buffers[out])
-            case RmsNorm(source, scale, out, eps):
-                program.rms_norm(source=buffers[source], weight=weight(scale), out=buffers[out], eps=eps)
-            case HeadNorm(buffer, scale, head_dim, eps):
-                program.head_norm(buffer=buffers[buffer], weight=weight(scale), head_dim=head_dim, eps=eps)
+            case Embed(table, out, scale):
+                program.embed(table=weight(table), out=buffers[out], scale=scale)
+            case AddRow(table, out, by):
+                program.add_row(table=weight(table), out=buffers[out], by_position=by == "position")
+            case Add(source, out, scale):
+                program.add(source=buffers[source], out=buffers[out], scale=scale)
+            case RmsNorm(source, norm, out, eps):
+                program.rms_norm(source=buffers[source], weight=weight(norm), out=buffers[out], eps=eps)
+            case LayerNorm(source, norm, bias, out, eps):
+                program.layer_norm(
+                    source=buffers[source], weight=weight(norm), bias=weight(bias), out=buffers[out], eps=eps
+                )
+            case HeadNorm(buffer, norm, head_dim, eps):
+                program.head_norm(buffer=buffers[buffer], weight=weight(norm), head_dim=head_dim, eps=eps)
             case Linear(source, projections, accumulate):
                 targets = [(weight(p.weight), weight(p.bias), buffers[p.out]) for p in projections]
                 program.linear(source=buffers[source], targets=targets, accumulate=accumulate)
-            case GatedLinear(source, gate, up, out):
+            case GatedLinear(source, gate, up, out, activation):
                 program.gated_linear(
-                    source=buffers[source], gate=weight(gate), up=weight(up), out=buffers[out]
-                )
-            case Attention(q, k, v, out, layer, n_heads, interleaved, scale):
-                program.attention(
-                    q=buffers[q],
-                    k=buffers[k],
-                    v=buffers[v],
+                    source=buffers[source],
+                    gate=weight(gate),
+                    up=weight(up),
                     out=buffers[out],
-                    layer=layer,
-                    n_heads=n_heads,
-                    interleaved=interleaved,
-                    scale=scale,
+                    gelu=activation == "gelu",
+                )
+            case Gelu(buffer):
+                program.gelu(buffer=buffers[buffer])
+            case Experts(source, router, gate, up, down, out, n_used):
+                program.experts(
+                    source=buffers[source],
+                    router=weight(router),
+                    gate=weight(gate),
+                    up=weight(up),
+                    down=weight(down),
+                    out=buffers[out],
+                    n_used=n_used,
+                )
+            case Attention():
+                program.attention(
+                    q=buffers[op.q],
+                    k=buffers[op.k],
+                    v=buffers[op.v],
+                    out=buffers[op.out],
+                    layer=op.layer,
+                    n_heads=op.n_heads,
+                    rope=-1 if op.rope is None else self._ropes[op.rope],
+                    interleaved=op.rope is not None and op.rope.interleaved,
+                    scale=op.scale,
+                    window=op.window,
+                    softcap=op.softcap,
+                    causal=op.causal,
                 )
             case Select(source, out):
                 program.select(source=buffers[source], out=buffers[out])
-            case Head(source, table):
-                program.head(source=buffers[source], weight=weight(table))
+            case Head(source, table, scale, softcap):
+                program.head(source=buffers[source], weight=weight(table), scale=scale, softcap=softcap)
+            case Pool(source, kind):
+                program.pool(source=buffers[source], kind=kind)

@@ -233,7 +233,7 @@ void attend_in_parts(const Kernels& kernels, const AttentionArgs& args) {
 
 FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<3> v,
                      const std::string& kv_type, int64_t page_tokens, std::optional<double> scale,
-                     std::optional<std::vector<int64_t>> ends, int64_t resume, bool parts) {
+                     std::optional<std::vector<int64_t>> ends, int64_t resume, bool parts, int64_t window, double softcap) {
     const Kernels& kernels = kernels_for(level.c_str());
     const int64_t n_rows = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
     const int64_t n_positions = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1));
@@ -250,6 +250,7 @@ FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<
     for (const int64_t end : row_ends) {
         require(end >= 1 && end <= n_positions, "ends must be in [1, n_positions]");
     }
+    require(window >= 0 && softcap >= 0, "window and softcap must not be negative");
     require(resume >= 0 && resume % kAttentionRange == 0, "resume must be a multiple of 256");
     const int64_t group = n_heads / n_kv_heads, n_pages = (n_positions + page_tokens - 1) / page_tokens;
     const Pages k_pages = fill_pages(kernels, k, type, page_tokens, true);
@@ -263,7 +264,8 @@ FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<
         for (int64_t r = 0; r < n_rows; ++r) {
             const int64_t at = (r * n_heads + head * group) * head_dim;
             rows[size_t(r)] = {q.data() + at, out->floats() + at, max.data() + r * group,
-                               total.data() + r * group, row_ends[size_t(r)]};
+                               total.data() + r * group, row_ends[size_t(r)],
+                               window == 0 ? 0 : std::max<int64_t>(0, row_ends[size_t(r)] - window)};
         }
         AttentionArgs args{rows.data(),
                            n_rows,
@@ -278,7 +280,8 @@ FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<
                            true,
                            type,
                            factor,
-                           scratch.floats()};
+                           scratch.floats(),
+                           static_cast<float>(softcap)};
         if (parts) {
             attend_in_parts(kernels, args);
         } else if (resume > 0 && resume < n_positions) {
@@ -315,11 +318,39 @@ FloatArray rope(const std::string& level, Floats<1> x, Floats<1> cos, Floats<1> 
     return owned<FloatArray>(std::move(out), {size_t(n)});
 }
 
-FloatArray swiglu(const std::string& level, Floats<1> gate, Floats<1> up) {
+FloatArray layer_norm(const std::string& level, Floats<1> x, Floats<1> weight, Floats<1> bias, double eps) {
+    const int64_t n = int64_t(x.size());
+    require(n >= 1 && weight.size() == x.size() && bias.size() == x.size(),
+            "x, weight and bias must be (n), n at least 1");
+    auto out = make_buffer(n * 4);
+    kernels_for(level.c_str())
+        .layer_norm(x.data(), weight.data(), bias.data(), out->floats(), n, static_cast<float>(eps));
+    return owned<FloatArray>(std::move(out), {size_t(n)});
+}
+
+template <auto kKernel>
+FloatArray gated(const std::string& level, Floats<1> gate, Floats<1> up) {
     const int64_t n = int64_t(gate.size());
     require(n >= 1 && up.size() == gate.size(), "gate and up must be (n), n at least 1");
     auto out = make_buffer(n * 4);
-    kernels_for(level.c_str()).swiglu(gate.data(), up.data(), out->floats(), n);
+    (kernels_for(level.c_str()).*kKernel)(gate.data(), up.data(), out->floats(), n);
+    return owned<FloatArray>(std::move(out), {size_t(n)});
+}
+
+FloatArray gelu(const std::string& level, Floats<1> x) {
+    const int64_t n = int64_t(x.size());
+    require(n >= 1, "x must be (n), n at least 1");
+    auto out = make_buffer(n * 4);
+    kernels_for(level.c_str()).gelu(x.data(), out->floats(), n);
+    return owned<FloatArray>(std::move(out), {size_t(n)});
+}
+
+FloatArray soft_cap(const std::string& level, Floats<1> x, double scale, double cap) {
+    const int64_t n = int64_t(x.size());
+    require(n >= 1 && cap >= 0, "x must be (n), n at least 1, and cap not negative");
+    auto out = make_buffer(n * 4);
+    std::memcpy(out->data, x.data(), size_t(n) * 4);
+    kernels_for(level.c_str()).soft_cap(out->floats(), n, static_cast<float>(scale), static_cast<float>(cap));
     return owned<FloatArray>(std::move(out), {size_t(n)});
 }
 
@@ -338,10 +369,15 @@ void init_kernels(nb::module_& m) {
     m.def("store_kv", &store_kv, nb::arg("level"), array("x"), nb::arg("kv_type"));
     m.def("attention", &attention, nb::arg("level"), array("q"), array("k"), array("v"), nb::arg("kv_type"),
           nb::arg("page_tokens") = 32, nb::arg("scale") = nb::none(), nb::arg("ends") = nb::none(),
-          nb::arg("resume") = 0, nb::arg("parts") = false);
+          nb::arg("resume") = 0, nb::arg("parts") = false, nb::arg("window") = 0, nb::arg("softcap") = 0.0);
     m.def("rms_norm", &rms_norm, nb::arg("level"), array("x"), array("weight"), nb::arg("eps"));
     m.def("rope", &rope, nb::arg("level"), array("x"), array("cos"), array("sin"), nb::arg("interleaved"));
-    m.def("swiglu", &swiglu, nb::arg("level"), array("gate"), array("up"));
+    m.def("layer_norm", &layer_norm, nb::arg("level"), array("x"), array("weight"), array("bias"),
+          nb::arg("eps"));
+    m.def("swiglu", &gated<&Kernels::swiglu>, nb::arg("level"), array("gate"), array("up"));
+    m.def("geglu", &gated<&Kernels::geglu>, nb::arg("level"), array("gate"), array("up"));
+    m.def("gelu", &gelu, nb::arg("level"), array("x"));
+    m.def("soft_cap", &soft_cap, nb::arg("level"), array("x"), nb::arg("scale"), nb::arg("cap"));
 }
 
 }  // namespace quantd

@@ -52,27 +52,33 @@ KvType kv_type_of(const std::string& name) {
     throw std::invalid_argument("kv_type must be \"f16\", \"q8_0\" or \"f32\", got \"" + name + "\"");
 }
 
+Pooling pooling_of(const std::string& kind) {
+    if (kind == "mean") return Pooling::Mean;
+    if (kind == "cls") return Pooling::First;
+    if (kind == "last") return Pooling::Last;
+    throw std::invalid_argument("pooling must be \"mean\", \"cls\" or \"last\", got \"" + kind + "\"");
+}
+
 // A program with what Python's side of it needs: the files whose mappings it reads, and room for results.
 class BoundProgram {
   public:
     BoundProgram(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena, int64_t n_vocab,
-                 int64_t max_rows, std::vector<double> rope_frequencies,
+                 int64_t max_rows, const std::vector<std::pair<std::vector<double>, double>>& ropes,
                  const std::optional<std::string>& level)
         : pool_(pool),
-          program_(std::move(pool), std::move(arena),
-                   ProgramSettings{n_vocab, max_rows, 2 * static_cast<int64_t>(rope_frequencies.size()),
-                                   rope_frequencies},
+          program_(std::move(pool), std::move(arena), ProgramSettings{n_vocab, max_rows, ropes_of(ropes)},
                    kernels_for(level ? level->c_str() : nullptr)) {}
 
     Program& program() { return program_; }
     const Program& program() const { return program_; }
 
-    int matrix(const std::shared_ptr<GgufFile>& file, const std::string& name) {
-        return program_.add_matrix(tensor_of(file, name));
-    }
+    int matrix(const std::shared_ptr<GgufFile>& file, const std::string& name, int64_t first_row,
+               std::optional<int64_t> n_rows);
     int vector(const std::shared_ptr<GgufFile>& file, const std::string& name) {
         return program_.add_vector(tensor_of(file, name));
     }
+    nb::object embed(const Int32Array& tokens, const Int32Array& positions, const Int32Array& seq_starts,
+                     const Int32Array& page_starts, const Int32Array& pages);
 
     nb::tuple step(const Int32Array& tokens, const Int32Array& positions, const Int32Array& seq_starts,
                    const Int32Array& page_starts, const Int32Array& pages, const Int32Array& out_rows,
@@ -81,6 +87,13 @@ class BoundProgram {
     nb::dict input_statistics() const;
 
   private:
+    static std::vector<Rope> ropes_of(const std::vector<std::pair<std::vector<double>, double>>& ropes) {
+        std::vector<Rope> out;
+        for (const auto& [frequencies, magnitude] : ropes) out.push_back({frequencies, magnitude});
+        return out;
+    }
+    template <size_t kArrays>
+    void copy_plan(const std::array<const Int32Array*, kArrays>& arrays);
     Tensor tensor_of(const std::shared_ptr<GgufFile>& file, const std::string& name) const;
     nb::tuple results(std::span<const RowScore> scores) const;
 
@@ -94,17 +107,58 @@ class BoundProgram {
 Tensor BoundProgram::tensor_of(const std::shared_ptr<GgufFile>& file, const std::string& name) const {
     const TensorInfo* info = file->find(name);
     if (info == nullptr) throw std::invalid_argument("the file has no tensor " + name);
-    if (info->n_dims > 2) throw std::invalid_argument("tensor " + name + ": has more than two dimensions");
+    if (info->n_dims > 3) throw std::invalid_argument("tensor " + name + ": has more than three dimensions");
     const TypeTraits& traits = type_traits(info->type);
     if (traits.block_elements == 0 || info->ne[0] % traits.block_elements != 0) {
         throw std::invalid_argument("tensor " + name + ": rows are not whole blocks");
     }
     const int64_t row_bytes = info->ne[0] / traits.block_elements * traits.block_bytes;
-    if (static_cast<uint64_t>(row_bytes) * static_cast<uint64_t>(info->ne[1]) > info->n_bytes) {
+    int64_t n_out, n_bytes;  // the matrices of a third dimension lie one after the other
+    if (__builtin_mul_overflow(int64_t(info->ne[1]), int64_t(info->ne[2]), &n_out) ||
+        __builtin_mul_overflow(row_bytes, n_out, &n_bytes) ||
+        static_cast<uint64_t>(n_bytes) > info->n_bytes) {
         throw std::invalid_argument("tensor " + name + ": is shorter than its shape");
     }
-    return Tensor{file,        name,        file->data(*info), static_cast<Type>(info->type),
-                  info->ne[1], info->ne[0], row_bytes};
+    return Tensor{file,  name,        file->data(*info), static_cast<Type>(info->type),
+                  n_out, info->ne[0], row_bytes};
+}
+
+int BoundProgram::matrix(const std::shared_ptr<GgufFile>& file, const std::string& name, int64_t first_row,
+                         std::optional<int64_t> n_rows) {
+    Tensor tensor = tensor_of(file, name);
+    const int64_t wanted = n_rows.value_or(tensor.n_out - first_row);
+    if (first_row < 0 || wanted < 1 || first_row > tensor.n_out || wanted > tensor.n_out - first_row) {
+        throw std::invalid_argument("tensor " + name + ": has no such rows");
+    }
+    tensor.data += first_row * tensor.row_bytes;
+    tensor.n_out = wanted;
+    return program_.add_matrix(std::move(tensor));
+}
+
+template <size_t kArrays>
+void BoundProgram::copy_plan(const std::array<const Int32Array*, kArrays>& arrays) {
+    for (size_t i = 0; i < plan_.size(); ++i) {
+        plan_[i].clear();
+        if (i < kArrays) plan_[i].assign(arrays[i]->data(), arrays[i]->data() + arrays[i]->shape(0));
+    }
+}
+
+nb::object BoundProgram::embed(const Int32Array& tokens, const Int32Array& positions,
+                               const Int32Array& seq_starts, const Int32Array& page_starts,
+                               const Int32Array& pages) {
+    const int64_t width = program_.pooled_width();
+    if (width == 0) throw std::invalid_argument("this program ends with the head: it has no embeddings");
+    const std::unique_lock lock(in_step_, std::try_to_lock);
+    if (!lock.owns_lock()) throw std::runtime_error("a step of this program is running in another thread");
+    copy_plan(std::array{&tokens, &positions, &seq_starts, &page_starts, &pages});
+    const StepInput input{plan_[0], plan_[1], plan_[2], plan_[3], plan_[4], {}, {}, {}};
+    program_.check_step(input);
+    const size_t n_seqs = input.seq_starts.size() - 1;
+    return new_array<float>({n_seqs, static_cast<size_t>(width)}, [&](float* out) {
+        nb::gil_scoped_release without_gil;
+        const std::lock_guard pool_lock(pool_->in_use());
+        program_.embed(input, out);
+    });
 }
 
 nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positions,
@@ -122,10 +176,9 @@ nb::tuple BoundProgram::step(const Int32Array& tokens, const Int32Array& positio
     }
     const std::unique_lock lock(in_step_, std::try_to_lock);
     if (!lock.owns_lock()) throw std::runtime_error("a step of this program is running in another thread");
-    const std::array arrays{&tokens, &positions, &seq_starts, &page_starts, &pages, &out_rows, &targets};
-    for (size_t i = 0; i < arrays.size(); ++i) {
-        plan_[i].assign(arrays[i]->data(), arrays[i]->data() + arrays[i]->shape(0));
-    }
+    if (program_.pooled_width() != 0)
+        throw std::invalid_argument("this program ends with pooling: it draws no tokens");
+    copy_plan(std::array{&tokens, &positions, &seq_starts, &page_starts, &pages, &out_rows, &targets});
     StepInput input{plan_[0], plan_[1], plan_[2], plan_[3], plan_[4], plan_[5], plan_[6], raw_samplers};
     program_.check_step(input);
     if (logits) {
@@ -246,8 +299,44 @@ void bind_parts(nb::module_& m) {
 // Forwards to a method of Program that builds: `add(Op{...})` from keyword arguments.
 void bind_operations(nb::class_<BoundProgram>& c) {
     c.def(
-         "embed", [](BoundProgram& self, int table, int out) { self.program().add(EmbedOp{table, out}); },
-         nb::kw_only(), "table"_a, "out"_a)
+         "embed",
+         [](BoundProgram& self, int table, int out, float scale) {
+             self.program().add(EmbedOp{table, out, scale});
+         },
+         nb::kw_only(), "table"_a, "out"_a, "scale"_a = 1.0F)
+        .def(
+            "add_row",
+            [](BoundProgram& self, int table, int out, bool by_position) {
+                self.program().add(AddRowOp{table, out, by_position});
+            },
+            nb::kw_only(), "table"_a, "out"_a, "by_position"_a)
+        .def(
+            "add",
+            [](BoundProgram& self, int in, int out, float scale) {
+                self.program().add(AddOp{in, out, scale});
+            },
+            nb::kw_only(), "source"_a, "out"_a, "scale"_a = 1.0F)
+        .def(
+            "layer_norm",
+            [](BoundProgram& self, int in, int weight, int bias, int out, float eps) {
+                self.program().add(LayerNormOp{in, weight, bias, out, eps});
+            },
+            nb::kw_only(), "source"_a, "weight"_a, "bias"_a, "out"_a, "eps"_a)
+        .def(
+            "gelu", [](BoundProgram& self, int buffer) { self.program().add(GeluOp{buffer}); }, nb::kw_only(),
+            "buffer"_a)
+        .def(
+            "experts",
+            [](BoundProgram& self, int in, int router, int gate, int up, int down, int out, int64_t n_used) {
+                self.program().add(ExpertsOp{in, router, gate, up, down, out, n_used});
+            },
+            nb::kw_only(), "source"_a, "router"_a, "gate"_a, "up"_a, "down"_a, "out"_a, "n_used"_a)
+        .def(
+            "pool",
+            [](BoundProgram& self, int in, const std::string& kind) {
+                self.program().add(PoolOp{in, pooling_of(kind)});
+            },
+            nb::kw_only(), "source"_a, "kind"_a)
         .def(
             "rms_norm",
             [](BoundProgram& self, int in, int weight, int out, float eps) {
@@ -271,23 +360,28 @@ void bind_operations(nb::class_<BoundProgram>& c) {
             nb::kw_only(), "source"_a, "targets"_a, "accumulate"_a)
         .def(
             "gated_linear",
-            [](BoundProgram& self, int in, int gate, int up, int out) {
-                self.program().add(GatedLinearOp{in, gate, up, out});
+            [](BoundProgram& self, int in, int gate, int up, int out, bool gelu) {
+                self.program().add(GatedLinearOp{in, gate, up, out, gelu});
             },
-            nb::kw_only(), "source"_a, "gate"_a, "up"_a, "out"_a)
+            nb::kw_only(), "source"_a, "gate"_a, "up"_a, "out"_a, "gelu"_a = false)
         .def(
             "attention",
             [](BoundProgram& self, int q, int k, int v, int out, int64_t layer, int64_t n_heads,
-               bool interleaved, float scale) {
-                self.program().add(AttentionOp{q, k, v, out, layer, n_heads, interleaved, scale});
+               bool interleaved, float scale, int rope, int64_t window, float softcap, bool causal) {
+                self.program().add(AttentionOp{q, k, v, out, layer, n_heads, interleaved, scale, rope, window,
+                                               softcap, causal});
             },
-            nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a, "n_heads"_a, "interleaved"_a, "scale"_a)
+            nb::kw_only(), "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a, "n_heads"_a, "interleaved"_a, "scale"_a,
+            "rope"_a = 0, "window"_a = 0, "softcap"_a = 0.0F, "causal"_a = true)
         .def(
             "select", [](BoundProgram& self, int in, int out) { self.program().add(SelectOp{in, out}); },
             nb::kw_only(), "source"_a, "out"_a)
         .def(
-            "head", [](BoundProgram& self, int in, int weight) { self.program().add(HeadOp{in, weight}); },
-            nb::kw_only(), "source"_a, "weight"_a);
+            "head",
+            [](BoundProgram& self, int in, int weight, float scale, float softcap) {
+                self.program().add(HeadOp{in, weight, scale, softcap});
+            },
+            nb::kw_only(), "source"_a, "weight"_a, "scale"_a = 1.0F, "softcap"_a = 0.0F);
 }
 
 }  // namespace
@@ -297,16 +391,16 @@ void init_program(nb::module_& m) {
     nb::class_<BoundProgram> program(m, "Program");
     program
         .def(nb::init<std::shared_ptr<ThreadPool>, std::shared_ptr<Arena>, int64_t, int64_t,
-                      std::vector<double>, const std::optional<std::string>&>(),
-             "pool"_a, "arena"_a, nb::kw_only(), "n_vocab"_a, "max_rows"_a, "rope_frequencies"_a,
-             "level"_a = nb::none())
+                      const std::vector<std::pair<std::vector<double>, double>>&,
+                      const std::optional<std::string>&>(),
+             "pool"_a, "arena"_a, nb::kw_only(), "n_vocab"_a, "max_rows"_a, "ropes"_a, "level"_a = nb::none())
         .def(
             "buffer",
             [](BoundProgram& self, std::string name, int64_t width) {
                 return self.program().add_buffer(std::move(name), width);
             },
             "name"_a, "width"_a)
-        .def("matrix", &BoundProgram::matrix, "file"_a, "name"_a)
+        .def("matrix", &BoundProgram::matrix, "file"_a, "name"_a, "first_row"_a = 0, "n_rows"_a = nb::none())
         .def("vector", &BoundProgram::vector, "file"_a, "name"_a)
         .def("finish", [](BoundProgram& self) { self.program().finish(); })
         .def("describe", [](const BoundProgram& self) { return self.program().describe(); })
@@ -315,6 +409,8 @@ void init_program(nb::module_& m) {
         .def("step", &BoundProgram::step, array("tokens"), array("positions"), array("seq_starts"),
              array("page_starts"), array("pages"), array("out_rows"), "samplers"_a, array("targets"),
              array("logits") = nb::none())
+        .def("embed_step", &BoundProgram::embed, array("tokens"), array("positions"), array("seq_starts"),
+             array("page_starts"), array("pages"))
         .def("collect_inputs", [](BoundProgram& self) { self.program().collect_inputs(); })
         .def("input_statistics", &BoundProgram::input_statistics);
     bind_operations(program);

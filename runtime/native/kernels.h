@@ -98,7 +98,8 @@ struct AttentionRow {
     float* out;      // (group, head_dim) sum of the values, each times its weight
     float* max;      // (group) largest score
     float* total;    // (group) sum of the weights, exp(score - max)
-    int64_t end;     // the row sees positions [0, end)
+    int64_t end;     // the row sees positions [begin, end)
+    int64_t begin = 0;
 };
 
 // Rows that see the same pages against one KV head: all of them share the loaded keys and values.
@@ -119,12 +120,14 @@ struct AttentionArgs {
     bool finish;  // divide by the total at the end: out is then the softmax-weighted mean
     KvType kv_type;
     float scale;
-    float* scratch;  // attention_scratch_floats(n_rows, group, head_dim) floats of this thread
+    float* scratch;     // attention_scratch_floats(n_rows, group, head_dim) floats of this thread
+    float softcap = 0;  // scores become softcap * tanh(score / softcap); 0: they do not
 };
 using AttentionFn = void (*)(const AttentionArgs& args);
 int64_t attention_scratch_floats(int64_t n_rows, int64_t group, int64_t head_dim);
 
-// The states of one row's ranges, each computed apart from a fresh state, merged in order and finished.
+// The states of one row's ranges, each computed apart from a fresh state, merged in order and finished.  A range that
+// the row sees nothing of has a total of zero and is left out.
 struct AttentionMerge {
     const float* parts;  // (n_parts, part_stride): out (group, head_dim), max (group), total (group)
     int64_t part_stride;
@@ -163,8 +166,22 @@ struct Kernels {
     // interleaved: pairs (2i, 2i+1), GGUF arch llama;  otherwise pairs (i, i + n_rot/2), qwen2 and qwen3.
     void (*rope)(float* x, const float* cos, const float* sin, int64_t n_rot, bool interleaved);
 
+    // out[i] = (x[i] - mean(x)) / sqrt(variance(x) + eps) * weight[i] + bias[i]; out may be x.
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float* out, int64_t n,
+                       float eps);
+
     // out[i] = silu(gate[i]) * up[i]; out may be gate.
     void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+
+    // out[i] = gelu(gate[i]) * up[i] with gelu's tanh form, x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715
+    // x^3))); out may be gate.
+    void (*geglu)(const float* gate, const float* up, float* out, int64_t n);
+
+    // out[i] = x[i] / 2 * (1 + erf(x[i] / sqrt(2))); out may be x.
+    void (*gelu)(const float* x, float* out, int64_t n);
+
+    // x[i] = cap * tanh(scale * x[i] / cap), in place; without a cap (0) x[i] *= scale.
+    void (*soft_cap)(float* x, int64_t n, float scale, float cap);
 
     // One key or value vector (head_dim floats) to its cached form.
     void (*store_kv)(const float* x, uint8_t* out, int64_t head_dim, KvType type);

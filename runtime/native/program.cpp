@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 
@@ -29,6 +30,10 @@ template <typename... Parts>
 }
 
 std::string str(int64_t value) { return std::to_string(value); }
+
+bool ends_program(const Op& op) {
+    return std::holds_alternative<HeadOp>(op) || std::holds_alternative<PoolOp>(op);
+}
 
 int64_t form_block(ActForm form) {
     switch (form) {
@@ -59,7 +64,8 @@ Program::Program(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena,
       arena_(std::move(arena)),
       settings_(std::move(settings)),
       kernels_(kernels),
-      cache_kernels_(arena_->shape().kv_type == KvType::F32 ? kernels_for("scalar") : kernels) {
+      cache_kernels_(arena_->shape().kv_type == KvType::F32 ? kernels_for("scalar") : kernels),
+      max_position_(std::numeric_limits<int64_t>::max()) {
     const auto require_range = [](const char* name, int64_t value, int64_t low, int64_t high) {
         if (value < low || value > high) {
             fail(name, " must lie between ", str(low), " and ", str(high), ", got ", str(value));
@@ -67,13 +73,15 @@ Program::Program(std::shared_ptr<ThreadPool> pool, std::shared_ptr<Arena> arena,
     };
     require_range("n_vocab", settings_.n_vocab, 1, kMaxWidth);
     require_range("max_rows", settings_.max_rows, 1, kMaxRows);
-    require_range("n_rot", settings_.n_rot, 0, arena_->shape().head_dim);
-    if (settings_.n_rot % 2 != 0) fail("n_rot must be even, got ", str(settings_.n_rot));
-    if (static_cast<int64_t>(settings_.rope_frequencies.size()) != settings_.n_rot / 2) {
-        fail("rope_frequencies must hold n_rot / 2 values");
-    }
-    for (const double frequency : settings_.rope_frequencies) {
-        if (!std::isfinite(frequency)) fail("rope_frequencies must be finite");
+    for (const Rope& rope : settings_.ropes) {
+        const auto n_rot = 2 * static_cast<int64_t>(rope.frequencies.size());
+        require_range("n_rot", n_rot, 2, arena_->shape().head_dim);
+        if (n_rot_ != 0 && n_rot != n_rot_) fail("rotations differ in their number of elements");
+        n_rot_ = n_rot;
+        if (!std::isfinite(rope.magnitude)) fail("a rotation's magnitude must be finite");
+        for (const double frequency : rope.frequencies) {
+            if (!std::isfinite(frequency)) fail("rotation frequencies must be finite");
+        }
     }
 }
 
@@ -157,6 +165,29 @@ void Program::check_op(const EmbedOp& op) {
     }
 }
 
+void Program::check_op(const AddRowOp& op) {
+    const Tensor& table = matrix(op.table);
+    if (table.n_in != buffer(op.out).width)
+        fail("tensor ", table.name, ": does not fit buffer ", buffer(op.out).name);
+    if (op.by_position) max_position_ = std::min(max_position_, table.n_out);
+}
+
+void Program::check_op(const AddOp& op) {
+    if (buffer(op.in).width != buffer(op.out).width || op.in == op.out)
+        fail("add: needs two buffers of one width");
+    if (!std::isfinite(op.scale)) fail("add: the scale is not finite");
+}
+
+void Program::check_op(const LayerNormOp& op) {
+    vector(op.weight, buffer(op.in).width);
+    vector(op.bias, buffer(op.in).width);
+    if (buffer(op.out).width != buffer(op.in).width) fail("layer_norm: buffers differ in width");
+}
+
+void Program::check_op(const GeluOp& op) { buffer(op.buffer); }
+
+void Program::check_op(const PoolOp& op) { buffer(op.in); }
+
 void Program::check_op(const RmsNormOp& op) {
     vector(op.weight, buffer(op.in).width);
     if (buffer(op.out).width != buffer(op.in).width) fail("rms_norm: buffers differ in width");
@@ -200,6 +231,14 @@ void Program::check_op(const AttentionOp& op) {
         fail("attention: buffer widths do not fit the heads");
     }
     if (!std::isfinite(op.scale)) fail("attention: the scale is not finite");
+    if (op.rope < -1 || op.rope >= static_cast<int64_t>(settings_.ropes.size())) {
+        fail("attention: no rotation ", str(op.rope));
+    }
+    if (op.window < 0 || !(op.softcap >= 0) || !std::isfinite(op.softcap)) {
+        fail("attention: window and softcap must not be negative");
+    }
+    if (!op.causal && op.window != 0) fail("attention: a window needs an order of positions");
+    whole_sequences_ = whole_sequences_ || !op.causal;
 }
 
 void Program::check_op(const SelectOp& op) {
@@ -207,12 +246,18 @@ void Program::check_op(const SelectOp& op) {
         fail("select: needs two buffers of one width");
 }
 
-void Program::check_op(const HeadOp& op) { check_weight(op.weight, op.in, settings_.n_vocab); }
+void Program::check_op(const HeadOp& op) {
+    check_weight(op.weight, op.in, settings_.n_vocab);
+    if (!std::isfinite(op.scale) || !(op.softcap >= 0) || !std::isfinite(op.softcap)) {
+        fail("head: bad scale or softcap");
+    }
+}
 
 void Program::add(Op op) {
     if (finished_) fail("the program is finished");
     if (static_cast<int64_t>(ops_.size()) >= kMaxOps) fail("too many operations");
-    if (!ops_.empty() && std::holds_alternative<HeadOp>(ops_.back())) fail("the head is the last operation");
+    if (!ops_.empty() && ends_program(ops_.back())) fail("the head or the pooling is the last operation");
+    if (auto* experts = std::get_if<ExpertsOp>(&op)) take_buffers(*experts);
     std::visit([this](const auto& each) { check_op(each); }, op);
     if (selected_ && !std::holds_alternative<RmsNormOp>(op) && !std::holds_alternative<HeadOp>(op)) {
         fail("only a norm and the head may follow the selection of output rows");
@@ -228,7 +273,7 @@ void Program::add(Op op) {
 
 void Program::finish() {
     if (finished_) fail("the program is finished");
-    if (ops_.empty() || !std::holds_alternative<HeadOp>(ops_.back())) fail("a program ends with the head");
+    if (ops_.empty() || !ends_program(ops_.back())) fail("a program ends with the head or with pooling");
     find_tail();
     allocate_buffers();
     allocate_scratch();
@@ -245,6 +290,11 @@ void Program::find_tail() {
     for (size_t i = 0; i < ops_.size(); ++i) {
         if (std::holds_alternative<AttentionOp>(ops_[i])) tail_begin_ = i;
     }
+    // An encoder's pooling wants every row.
+    if (std::holds_alternative<PoolOp>(ops_.back())) tail_begin_ = ops_.size();
+    for (size_t i = tail_begin_; i < ops_.size(); ++i) {  // rows of the tail have no positions of their own
+        if (std::holds_alternative<AddRowOp>(ops_[i])) tail_begin_ = ops_.size();
+    }
     if (tail_begin_ == ops_.size()) return;
     std::vector<bool> known(buffers_.size(), false);  // written in the tail, or in tail_buffers_
     const auto read = [&](int index) {
@@ -256,6 +306,10 @@ void Program::find_tail() {
     for (size_t i = tail_begin_ + 1; i < ops_.size(); ++i) {
         if (const auto* o = std::get_if<RmsNormOp>(&ops_[i])) read(o->in), write(o->out);
         if (const auto* o = std::get_if<HeadNormOp>(&ops_[i])) read(o->buffer);
+        if (const auto* o = std::get_if<LayerNormOp>(&ops_[i])) read(o->in), write(o->out);
+        if (const auto* o = std::get_if<AddOp>(&ops_[i])) read(o->in), read(o->out);
+        if (const auto* o = std::get_if<GeluOp>(&ops_[i])) read(o->buffer);
+        if (const auto* o = std::get_if<ExpertsOp>(&ops_[i])) read(o->in), read(o->out);
         if (const auto* o = std::get_if<LinearOp>(&ops_[i])) {
             read(o->in);
             for (const LinearTarget& target : o->targets)
@@ -279,6 +333,7 @@ std::unique_ptr<Readahead> Program::plan_readahead() const {
             for (const LinearTarget& target : o->targets) read(target.weight);
         }
         if (const auto* o = std::get_if<GatedLinearOp>(&ops_[i])) read(o->gate), read(o->up);
+        if (const auto* o = std::get_if<ExpertsOp>(&ops_[i])) read(o->router);  // which experts, nobody knows
         if (const auto* o = std::get_if<HeadOp>(&ops_[i])) read(o->weight);
     }
     return std::make_unique<Readahead>(std::move(ranges));
@@ -295,12 +350,13 @@ void Program::allocate_buffers() {
     };
     const int64_t max_rows = settings_.max_rows;
     for (Buffer& each : buffers_) {
-        each.data = take_floats(max_rows * each.stride);
+        const int64_t rows = max_rows * each.copies;
+        each.data = take_floats(rows * each.stride);
         for (const ActForm form : {ActForm::Q8_32, ActForm::Q8_256}) {
             if ((each.forms & form_bit(form)) == 0) continue;
             const auto index = static_cast<size_t>(form);
             each.quantized_stride[index] = round_up(act_row_bytes(form, each.width), kCacheLine);
-            each.quantized[index] = take(max_rows * each.quantized_stride[index]);
+            each.quantized[index] = take(rows * each.quantized_stride[index]);
         }
     }
     logits_stride_ = round_up(settings_.n_vocab, kCacheLine / static_cast<int64_t>(sizeof(float)));
@@ -308,8 +364,9 @@ void Program::allocate_buffers() {
         kLogitsTileBytes / (logits_stride_ * static_cast<int64_t>(sizeof(float))), 4, kMaxLogitsRows);
     logits_rows_ = std::min(logits_rows_, max_rows);
     logits_ = take_floats(logits_rows_ * logits_stride_);
-    cos_ = take_floats(max_rows * settings_.n_rot / 2);
-    sin_ = take_floats(max_rows * settings_.n_rot / 2);
+    const int64_t n_angles = static_cast<int64_t>(settings_.ropes.size()) * max_rows * n_rot_ / 2;
+    cos_ = take_floats(n_angles);
+    sin_ = take_floats(n_angles);
 
     const ArenaShape& shape = arena_->shape();
     int64_t n_heads = 0;
@@ -369,6 +426,13 @@ void Program::allocate_scratch() {
     scratch_bytes_ += settings_.max_rows * (32 + 3 * static_cast<int64_t>(sizeof(QueryRow)) +
                                             2 * static_cast<int64_t>(sizeof(AttentionBlock))) +
                       shape.n_pages * 4;
+    const int64_t n_places = settings_.max_rows * routing_.max_used;
+    routing_.experts.resize(static_cast<size_t>(n_places));
+    routing_.weights.resize(static_cast<size_t>(n_places));
+    routing_.places.resize(static_cast<size_t>(n_places));
+    routing_.starts.resize(static_cast<size_t>(routing_.max_experts + 1));
+    routing_.active.reserve(static_cast<size_t>(routing_.max_experts));
+    scratch_bytes_ += n_places * 12 + routing_.max_experts * 8;
 }
 
 void Program::collect_inputs() {
@@ -391,6 +455,18 @@ std::string Program::describe() const {
         if (const auto* o = std::get_if<HeadNormOp>(&op)) {
             text += name(o->buffer) + " = head_norm " + vector_name(o->weight);
         }
+        if (const auto* o = std::get_if<AddRowOp>(&op))
+            text += name(o->out) + " += row of " + tensor(o->table);
+        if (const auto* o = std::get_if<AddOp>(&op)) text += name(o->out) + " += " + name(o->in);
+        if (const auto* o = std::get_if<LayerNormOp>(&op)) {
+            text += name(o->out) + " = layer_norm " + name(o->in) + " " + vector_name(o->weight);
+        }
+        if (const auto* o = std::get_if<GeluOp>(&op)) text += name(o->buffer) + " = gelu";
+        if (const auto* o = std::get_if<ExpertsOp>(&op)) {
+            text +=
+                name(o->out) + " += " + str(o->n_used) + " experts " + tensor(o->router) + " " + name(o->in);
+        }
+        if (const auto* o = std::get_if<PoolOp>(&op)) text += "pooled = " + name(o->in);
         if (const auto* o = std::get_if<LinearOp>(&op)) {
             for (const LinearTarget& t : o->targets) {
                 text += name(t.out) + (o->accumulate ? " += " : " = ") + tensor(t.weight) + " " +
@@ -398,7 +474,8 @@ std::string Program::describe() const {
             }
         }
         if (const auto* o = std::get_if<GatedLinearOp>(&op)) {
-            text += name(o->out) + " = swiglu " + tensor(o->gate) + " " + tensor(o->up) + " " + name(o->in);
+            text += name(o->out) + (o->gelu ? " = geglu " : " = swiglu ") + tensor(o->gate) + " " +
+                    tensor(o->up) + " " + name(o->in);
         }
         if (const auto* o = std::get_if<AttentionOp>(&op)) {
             text += name(o->out) + " = attention layer " + str(o->layer);

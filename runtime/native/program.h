@@ -36,6 +36,13 @@ struct Tensor {
     bool expand = false;          // multiply expanded rows: see kShortRow
 };
 
+// Rows [begin, begin + n_rows) of a matrix, as a matrix of its own whose results start at column 0.
+inline Tensor rows_of(const Tensor& matrix, int64_t begin, int64_t n_rows) {
+    return Tensor{nullptr,          {},          matrix.data + begin * matrix.row_bytes,
+                  matrix.type,      n_rows,      matrix.n_in,
+                  matrix.row_bytes, matrix.form, matrix.expand};
+}
+
 // Memory that starts on a cache line, zeroed.
 struct AlignedFree {
     void operator()(void* p) const;
@@ -69,9 +76,10 @@ inline uint32_t form_bit(ActForm form) { return 1U << static_cast<uint32_t>(form
 struct Buffer {
     std::string name;
     int64_t width;          // elements of a row
+    int64_t copies = 1;     // rows for each row of a step; more than 1: one for each expert that a row uses
     int64_t stride;         // floats from one row to the next: width rounded up to a cache line
     uint32_t forms = 0;     // form_bit of every form that is read
-    float* data = nullptr;  // (max_rows, stride)
+    float* data = nullptr;  // (max_rows * copies, stride)
     uint8_t* quantized[kNumActForms] = {};  // (max_rows, quantized_stride) bytes
     int64_t quantized_stride[kNumActForms] = {};
     float* row(int64_t r) const { return data + r * stride; }
@@ -80,10 +88,25 @@ struct Buffer {
 // ---- operations; int members are indices of buffers and tensors, -1 = none
 // ------------------------------------
 
-// out[r] = table[token of row r]
+// out[r] = table[token of row r] * scale
 struct EmbedOp {
     int table;  // (n_vocab, width)
     int out;
+    float scale = 1;
+};
+
+// out[r] += table[position of row r], or table[0]
+struct AddRowOp {
+    int table;  // (n, width); by_position: a step's positions must lie below n
+    int out;
+    bool by_position;
+};
+
+// out[r] += in[r] * scale
+struct AddOp {
+    int in;
+    int out;
+    float scale;
 };
 
 // out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
@@ -93,6 +116,15 @@ struct RmsNormOp {
     int out;
     float eps;
     bool outputs_only = false;  // set by add(): behind a SelectOp it runs over the output rows
+};
+
+// out[r] = (x[r] - mean) / sqrt(variance + eps) * weight + bias
+struct LayerNormOp {
+    int in;
+    int weight;  // (width)
+    int bias;    // (width)
+    int out;
+    float eps;
 };
 
 // Each head of each row normalized on its own: x (n_rows, n_heads, head_dim), weight (head_dim)
@@ -115,16 +147,39 @@ struct LinearOp {
     bool accumulate;
 };
 
-// out[r] = silu(gate . in[r]) * (up . in[r])
+// out[r] = silu(gate . in[r]) * (up . in[r]), or gelu's tanh form in the place of silu
 struct GatedLinearOp {
     int in;
     int gate;  // (width of out, width of in)
     int up;    // (width of out, width of in)
     int out;
+    bool gelu = false;
 };
 
-// Rotates q and k by their positions, appends k and v to the pages, attends over all positions up to each
-// row's.
+// x[r] = gelu(x[r]), in the form with erf
+struct GeluOp {
+    int buffer;
+};
+
+// out[r] += sum over the n_used likeliest experts e of p_e * down_e . (silu(gate_e . in[r]) * (up_e .
+// in[r])), where p is the softmax of router . in[r], divided by its sum over those experts.
+struct ExpertsOp {
+    int in;
+    int router;  // (n_experts, width of in)
+    int gate;    // (n_experts * n_ff, width of in): one expert after the other
+    int up;      // (n_experts * n_ff, width of in)
+    int down;    // (n_experts * width of out, n_ff)
+    int out;
+    int64_t n_used;
+    // Buffers of its own, set by add(); those of rows for each expert hold the rows of one expert together.
+    int logits = -1;    // (n_rows, n_experts)
+    int gathered = -1;  // (n_rows * n_used, width of in)
+    int hidden = -1;    // (n_rows * n_used, n_ff)
+    int parts = -1;     // (n_rows * n_used, width of out)
+};
+
+// Rotates q and k by their positions, appends k and v to the pages, attends over the positions up to each
+// row's, or over all of its sequence.
 struct AttentionOp {
     int q;    // (n_rows, n_heads, head_dim)
     int k;    // (n_rows, n_kv_heads, head_dim)
@@ -134,6 +189,10 @@ struct AttentionOp {
     int64_t n_heads;
     bool interleaved;  // pairs (2i, 2i+1): GGUF arch llama; otherwise (i, i + n_rot/2)
     float scale;
+    int rope = 0;        // index into ProgramSettings::ropes; -1: no rotation
+    int64_t window = 0;  // newest positions that are seen; 0: all
+    float softcap = 0;   // bound of the scores' magnitude; 0: none
+    bool causal = true;  // false: a step must hold whole sequences
 };
 
 // out[i] = in[out_rows[i]]: from here on only the rows whose logits are wanted
@@ -146,10 +205,20 @@ struct SelectOp {
 struct HeadOp {
     int in;
     int weight;  // (n_vocab, width of in)
+    float scale = 1;
+    float softcap = 0;  // logits become softcap * tanh(scale * logit / softcap); 0: scale * logit
 };
 
-using Op =
-    std::variant<EmbedOp, RmsNormOp, HeadNormOp, LinearOp, GatedLinearOp, AttentionOp, SelectOp, HeadOp>;
+// pooled[seq] = the mean, the first or the last of the sequence's rows, divided by its length.  Ends an
+// encoder.
+enum class Pooling : uint32_t { Mean = 0, First = 1, Last = 2 };
+struct PoolOp {
+    int in;
+    Pooling kind;
+};
+
+using Op = std::variant<EmbedOp, AddRowOp, AddOp, RmsNormOp, LayerNormOp, HeadNormOp, LinearOp, GatedLinearOp,
+                        GeluOp, ExpertsOp, AttentionOp, SelectOp, HeadOp, PoolOp>;
 
 // ---- the step
 // -------------------------------------------------------------------------------------------------
@@ -168,11 +237,16 @@ struct StepInput {
     float* logits = nullptr;             // (n_out, n_vocab) raw logits are copied here; nullptr: nobody asks
 };
 
+// One way of rotating q and k.
+struct Rope {
+    std::vector<double> frequencies;  // (n_rot / 2) radians per position
+    double magnitude = 1;             // by which the rotated elements are multiplied
+};
+
 struct ProgramSettings {
     int64_t n_vocab;
-    int64_t max_rows;                      // rows of one step; also the most output rows
-    int64_t n_rot;                         // rotated elements of a head; 0 = no rotation
-    std::vector<double> rope_frequencies;  // (n_rot / 2) radians per position
+    int64_t max_rows;         // rows of one step; also the most output rows
+    std::vector<Rope> ropes;  // all of one n_rot, the rotated elements of a head; none: no rotation
 };
 
 class Program {
@@ -193,6 +267,10 @@ class Program {
 
     // Runs all operations; scores (n_out).  The input must have passed check_step.
     void step(const StepInput& input, std::span<RowScore> scores) noexcept;
+
+    // The same for a program that ends with PoolOp: pooled (n_seqs, pooled_width()), each row of length 1.
+    void embed(const StepInput& input, float* pooled) noexcept;
+    int64_t pooled_width() const;  // 0 where the program ends with the head
 
     const ProgramSettings& settings() const { return settings_; }
     const Kernels& kernels() const { return kernels_; }
@@ -249,6 +327,12 @@ class Program {
     };
 
     void check_op(const EmbedOp& op);
+    void check_op(const AddRowOp& op);
+    void check_op(const AddOp& op);
+    void check_op(const LayerNormOp& op);
+    void check_op(const GeluOp& op);
+    void check_op(const ExpertsOp& op);
+    void check_op(const PoolOp& op);
     void check_op(const RmsNormOp& op);
     void check_op(const HeadNormOp& op);
     void check_op(const LinearOp& op);
@@ -267,6 +351,19 @@ class Program {
     void allocate_scratch();
 
     void run(const EmbedOp& op) noexcept;
+    void run(const AddRowOp& op) noexcept;
+    void run(const AddOp& op) noexcept;
+    void run(const LayerNormOp& op) noexcept;
+    void run(const GeluOp& op) noexcept;
+    void run(const ExpertsOp& op) noexcept;
+    void run(const PoolOp& op) noexcept;
+    void take_buffers(ExpertsOp& op);
+    void route(const ExpertsOp& op) noexcept;
+    void group_by_expert(const ExpertsOp& op) noexcept;
+    void gather(const ExpertsOp& op) noexcept;
+    void gate_experts(const ExpertsOp& op) noexcept;
+    void add_experts(const ExpertsOp& op) noexcept;
+    void run_all(const StepInput& input) noexcept;
     void run(const RmsNormOp& op) noexcept;
     void run(const HeadNormOp& op) noexcept;
     void run(const LinearOp& op) noexcept;
@@ -289,6 +386,7 @@ class Program {
     AttentionArgs attention_args(const AttentionOp& op, const AttentionBlock& block, int64_t head,
                                  int thread) noexcept;
     void find_tail();
+    int64_t row_end(int64_t row) const noexcept;
     std::unique_ptr<Readahead> plan_readahead() const;
     void find_tail_rows() noexcept;
     void begin_tail() noexcept;
@@ -315,7 +413,10 @@ class Program {
     std::vector<Tensor> vectors_;
     std::vector<Op> ops_;
     bool finished_ = false;
-    bool selected_ = false;  // a SelectOp was added
+    bool selected_ = false;         // a SelectOp was added
+    bool whole_sequences_ = false;  // a step must hold them: some attention looks ahead
+    int64_t n_rot_ = 0;             // rotated elements of a head
+    int64_t max_position_;          // below which positions must lie: rows of the position table
     int64_t scratch_bytes_ = 0;
     int64_t logits_rows_ = 0;
     int64_t logits_stride_ = 0;
@@ -323,7 +424,7 @@ class Program {
     std::vector<AlignedArray<uint8_t>>
         storage_;              // behind Buffer::data, Buffer::quantized and the arrays below
     float* logits_ = nullptr;  // (logits_rows, logits_stride)
-    float* cos_ = nullptr;     // (max_rows, n_rot / 2) angles of this step's rows
+    float* cos_ = nullptr;     // (n_ropes, max_rows, n_rot / 2) angles of this step's rows
     float* sin_ = nullptr;
     float* attention_max_ = nullptr;    // (max_rows, n_heads) states of the output rows
     float* attention_total_ = nullptr;  // (max_rows, n_heads)
@@ -339,6 +440,16 @@ class Program {
     std::vector<int32_t> part_starts_;   // (max_rows + 1) first part of each query row
     std::vector<int32_t> row_seq_;       // (max_rows) sequence of each row
     std::vector<int32_t> page_writer_;   // (n_pages) sequence that writes it in the checked step, or -1
+    // What the experts' operations share, for the widest of them.
+    struct Routing {
+        int64_t max_experts = 0;
+        int64_t max_used = 0;
+        std::vector<int32_t> experts;  // (n_rows, n_used) likeliest first
+        std::vector<float> weights;    // (n_rows, n_used)
+        std::vector<int32_t> places;   // (n_rows, n_used) row in the buffers that are grouped by expert
+        std::vector<int32_t> starts;   // (n_experts + 1) rows of expert e are [starts[e], starts[e + 1])
+        std::vector<int32_t> active;   // experts that have rows, ascending
+    } routing_;
     std::vector<const Sampler*> sampler_order_;  // (max_rows) sorted samplers of the checked step
     std::vector<Segment> segments_;              // room for the widest LinearOp
     std::vector<ThreadScratch> threads_;         // (n_threads)
@@ -354,6 +465,7 @@ class Program {
     std::unique_ptr<Readahead> readahead_;  // of the first step
 
     const StepInput* input_ = nullptr;  // of the step in flight
+    float* pooled_ = nullptr;
     std::span<RowScore> scores_;
     int64_t n_rows_ = 0;
     int64_t n_live_ = 0;  // rows that operations work on: n_rows, or those of the tail
@@ -369,7 +481,5 @@ void Program::for_each_row(int64_t n_rows, int64_t elements_per_row, const RowBo
         for (int64_t row = begin; row < end; ++row) body(thread, row);
     });
 }
-
-// Which sequence each row belongs to, and the angles of its position, once for all layers.
 
 }  // namespace quantd

@@ -53,6 +53,9 @@ void Program::check_sequence(const StepInput& input, int64_t seq) {
     if (n_pages > arena_->shape().n_pages) refuse("sequence " + str(seq) + " has more pages than the arena");
     const int32_t first = input.positions[static_cast<size_t>(begin)];
     const int64_t last = int64_t{first} + (end - begin) - 1;
+    if (last >= max_position_)
+        refuse("position " + str(last) + " is beyond the model's " + str(max_position_));
+    if (whole_sequences_ && first != 0) refuse("sequence " + str(seq) + " does not begin at position 0");
     if (first < 0 || last >= n_pages * arena_->shape().page_tokens) {
         refuse("positions " + str(first) + " to " + str(last) + " of sequence " + str(seq) +
                " do not fit its " + str(n_pages) + " pages");
@@ -162,8 +165,17 @@ void Program::check_samplers(const StepInput& input) {
 // -------------------------------------------------------------------------------------------------
 
 void Program::step(const StepInput& input, std::span<RowScore> scores) noexcept {
-    input_ = &input;
     scores_ = scores;
+    run_all(input);
+}
+
+void Program::embed(const StepInput& input, float* pooled) noexcept {
+    pooled_ = pooled;
+    run_all(input);
+}
+
+void Program::run_all(const StepInput& input) noexcept {
+    input_ = &input;
     n_rows_ = static_cast<int64_t>(input.tokens.size());
     n_out_ = static_cast<int64_t>(input.out_rows.size());
     n_live_ = n_rows_;
@@ -179,6 +191,7 @@ void Program::step(const StepInput& input, std::span<RowScore> scores) noexcept 
     input_ = nullptr;
 }
 
+// Which sequence each row belongs to, and the angles of its position, once for all layers.
 void Program::prepare_rows() noexcept {
     const auto n_seqs = static_cast<int32_t>(input_->seq_starts.size()) - 1;
     for (int32_t seq = 0; seq < n_seqs; ++seq) {
@@ -186,15 +199,21 @@ void Program::prepare_rows() noexcept {
         std::fill(row_seq_.begin() + input_->seq_starts[at], row_seq_.begin() + input_->seq_starts[at + 1],
                   seq);
     }
-    const int64_t n_pairs = settings_.n_rot / 2;
+    const int64_t n_pairs = n_rot_ / 2;
     if (n_pairs == 0) return;
+    const auto n_ropes = static_cast<int64_t>(settings_.ropes.size());
     // An angle costs some twenty times as much as a plain element.
-    for_each_row(n_rows_, 20 * n_pairs, [&](int, int64_t row) {
+    for_each_row(n_rows_, 20 * n_pairs * n_ropes, [&](int, int64_t row) {
         const double position = input_->positions[static_cast<size_t>(row)];
-        for (int64_t i = 0; i < n_pairs; ++i) {
-            const double angle = position * settings_.rope_frequencies[static_cast<size_t>(i)];
-            cos_[row * n_pairs + i] = static_cast<float>(std::cos(angle));
-            sin_[row * n_pairs + i] = static_cast<float>(std::sin(angle));
+        for (int64_t at = 0; at < n_ropes; ++at) {
+            const Rope& rope = settings_.ropes[static_cast<size_t>(at)];
+            float* cos = cos_ + (at * settings_.max_rows + row) * n_pairs;
+            float* sin = sin_ + (at * settings_.max_rows + row) * n_pairs;
+            for (int64_t i = 0; i < n_pairs; ++i) {
+                const double angle = position * rope.frequencies[static_cast<size_t>(i)];
+                cos[i] = static_cast<float>(std::cos(angle) * rope.magnitude);
+                sin[i] = static_cast<float>(std::sin(angle) * rope.magnitude);
+            }
         }
     });
 }
@@ -229,6 +248,7 @@ void Program::run(const EmbedOp& op) noexcept {
     for_each_row(n_rows_, out.width, [&](int, int64_t row) {
         const int64_t token = input_->tokens[static_cast<size_t>(row)];
         dequantize(table.data + token * table.row_bytes, out.row(row), out.width);
+        if (op.scale != 1) kernels_.soft_cap(out.row(row), out.width, op.scale, 0);
         quantize_row(out, row);
     });
 }
@@ -240,6 +260,50 @@ void Program::run(const RmsNormOp& op) noexcept {
     for_each_row(op.outputs_only ? n_out_ : n_live_, in.width, [&](int, int64_t row) {
         kernels_.rms_norm(in.row(row), weight, out.row(row), in.width, op.eps);
         quantize_row(out, row);
+    });
+}
+
+void Program::run(const AddRowOp& op) noexcept {
+    const Tensor& table = matrices_[static_cast<size_t>(op.table)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    const auto dequantize = kernels_.dequantize_row[static_cast<uint32_t>(table.type)];
+    for_each_row(n_rows_, out.width, [&](int thread, int64_t row) {
+        auto* values = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].row.get());
+        const int64_t at = op.by_position ? input_->positions[static_cast<size_t>(row)] : 0;
+        dequantize(table.data + at * table.row_bytes, values, out.width);
+        float* sums = out.row(row);
+        for (int64_t i = 0; i < out.width; ++i) sums[i] += values[i];
+        quantize_row(out, row);
+    });
+}
+
+void Program::run(const AddOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    for_each_row(n_live_, out.width, [&](int, int64_t row) {
+        const float* values = in.row(row);
+        float* sums = out.row(row);
+        for (int64_t i = 0; i < out.width; ++i) sums[i] += values[i] * op.scale;
+        quantize_row(out, row);
+    });
+}
+
+void Program::run(const LayerNormOp& op) noexcept {
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Buffer& out = buffers_[static_cast<size_t>(op.out)];
+    const auto* weight = reinterpret_cast<const float*>(vectors_[static_cast<size_t>(op.weight)].data);
+    const auto* bias = reinterpret_cast<const float*>(vectors_[static_cast<size_t>(op.bias)].data);
+    for_each_row(n_live_, in.width, [&](int, int64_t row) {
+        kernels_.layer_norm(in.row(row), weight, bias, out.row(row), in.width, op.eps);
+        quantize_row(out, row);
+    });
+}
+
+void Program::run(const GeluOp& op) noexcept {
+    const Buffer& each = buffers_[static_cast<size_t>(op.buffer)];
+    for_each_row(n_live_, each.width, [&](int, int64_t row) {
+        kernels_.gelu(each.row(row), each.row(row), each.width);
+        quantize_row(each, row);
     });
 }
 
@@ -362,22 +426,17 @@ void Program::run(const GatedLinearOp& op) noexcept {
     observe(op.up, in, n_rows_);
     const int64_t n_chunks = (out.width + kGatedChunk - 1) / kGatedChunk;
     const int64_t chunks_at_once = 2 * out.width * in.width * n_live_ < kSerialMultiplies ? n_chunks : 1;
-    // Rows [begin, begin + n) of a weight, as a weight of its own, so that its results start at column 0.
-    const auto rows_of = [](const Tensor& weight, int64_t begin) {
-        return Tensor{nullptr,          {},          weight.data + begin * weight.row_bytes,
-                      weight.type,      kGatedChunk, weight.n_in,
-                      weight.row_bytes, weight.form, weight.expand};
-    };
+    const auto activate = op.gelu ? kernels_.geglu : kernels_.swiglu;
     pool_->parallel_for(n_chunks, chunks_at_once, [&](int thread, int64_t first, int64_t last) noexcept {
         auto* gates = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].gate.get());
         auto* ups = reinterpret_cast<float*>(threads_[static_cast<size_t>(thread)].up.get());
         for (int64_t chunk = first; chunk < last; ++chunk) {
             const int64_t begin = chunk * kGatedChunk;
             const int64_t n = std::min(kGatedChunk, out.width - begin);
-            matmul(rows_of(gate, begin), in, 0, n_live_, 0, n, gates, kGatedChunk, nullptr, false, thread);
-            matmul(rows_of(up, begin), in, 0, n_live_, 0, n, ups, kGatedChunk, nullptr, false, thread);
+            matmul(rows_of(gate, begin, n), in, 0, n_live_, 0, n, gates, kGatedChunk, nullptr, false, thread);
+            matmul(rows_of(up, begin, n), in, 0, n_live_, 0, n, ups, kGatedChunk, nullptr, false, thread);
             for (int64_t row = 0; row < n_live_; ++row) {
-                kernels_.swiglu(gates + row * kGatedChunk, ups + row * kGatedChunk, out.row(row) + begin, n);
+                activate(gates + row * kGatedChunk, ups + row * kGatedChunk, out.row(row) + begin, n);
             }
         }
     });
@@ -402,6 +461,11 @@ void Program::run(const HeadOp& op) noexcept {
         const int64_t rows = std::min(logits_rows_, n_out_ - first);
         Segment segment{&weight, nullptr, logits_, logits_stride_, 0, 0};
         multiply(in, first, rows, std::span(&segment, 1), false);
+        if (op.scale != 1 || op.softcap > 0) {
+            for_each_row(rows, settings_.n_vocab, [&](int, int64_t i) {
+                kernels_.soft_cap(logits_ + i * logits_stride_, settings_.n_vocab, op.scale, op.softcap);
+            });
+        }
         for (int64_t i = 0; input_->logits != nullptr && i < rows; ++i) {
             std::memcpy(input_->logits + (first + i) * settings_.n_vocab, logits_ + i * logits_stride_,
                         static_cast<size_t>(settings_.n_vocab) * sizeof(float));

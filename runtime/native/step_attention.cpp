@@ -23,11 +23,13 @@ void Program::rotate_and_append(const AttentionOp& op) noexcept {
     const Buffer& q = buffers_[static_cast<size_t>(op.q)];
     const Buffer& k = buffers_[static_cast<size_t>(op.k)];
     const Buffer& v = buffers_[static_cast<size_t>(op.v)];
-    const int64_t n_pairs = settings_.n_rot / 2;
+    const int64_t n_pairs = op.rope == -1 ? 0 : n_rot_ / 2;
+    const int64_t angles = op.rope * settings_.max_rows * n_pairs;
     for_each_row(n_rows_, q.width + 2 * k.width, [&](int thread, int64_t row) {
         const auto rotate = [&](float* head) {
             if (n_pairs == 0) return;
-            kernels_.rope(head, cos_ + row * n_pairs, sin_ + row * n_pairs, settings_.n_rot, op.interleaved);
+            kernels_.rope(head, cos_ + angles + row * n_pairs, sin_ + angles + row * n_pairs, n_rot_,
+                          op.interleaved);
         };
         uint8_t* vector = threads_[static_cast<size_t>(thread)].vector.get();
         for (int64_t head = 0; head < op.n_heads; ++head) rotate(q.row(row) + head * shape.head_dim);
@@ -51,6 +53,14 @@ void Program::rotate_and_append(const AttentionOp& op) noexcept {
 
 // ---- what is computed together
 // -----------------------------------------------------------------------------------
+
+// The positions that a row sees end here: with its own, or with its sequence's last one where attention looks ahead.
+int64_t Program::row_end(int64_t row) const noexcept {
+    if (whole_sequences_) {
+        row = input_->seq_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)]) + 1] - int64_t{1};
+    }
+    return input_->positions[static_cast<size_t>(row)] + int64_t{1};
+}
 
 // Blocks of the query rows: first the ranges that several sequences share, then each sequence's own.
 void Program::plan_attention() noexcept {
@@ -99,7 +109,7 @@ void Program::add_blocks(std::vector<AttentionBlock>& blocks, AttentionBlock blo
             each.end = 0;
             for (int32_t i = each.first; i < each.first + each.n_rows; ++i) {
                 const auto row = static_cast<size_t>(block_rows_[static_cast<size_t>(i)].row);
-                each.end = std::max<int64_t>(each.end, input_->positions[row] + 1);
+                each.end = std::max<int64_t>(each.end, row_end(static_cast<int64_t>(row)));
             }
         }
         blocks.push_back(each);
@@ -137,7 +147,7 @@ void Program::plan_shared_ranges() noexcept {
     for (size_t i = query_rows_.size(); i-- > 0;) {
         const auto row = static_cast<size_t>(query_rows_[i].row);
         const auto seq = static_cast<size_t>(row_seq_[row]);
-        group_shared_[seq] = static_cast<int32_t>((input_->positions[row] + 1) / kAttentionRange);
+        group_shared_[seq] = static_cast<int32_t>(row_end(static_cast<int64_t>(row)) / kAttentionRange);
     }
     for (size_t seq = 0; seq < n_seqs; ++seq) {
         if (group_shared_[seq] == 0) continue;
@@ -182,7 +192,7 @@ bool Program::plan_parts(int64_t n_heads) noexcept {
     int64_t n_parts = 0;
     for (size_t i = 0; i < query_rows_.size(); ++i) {
         part_starts_[i] = static_cast<int32_t>(n_parts);
-        const int64_t end = input_->positions[static_cast<size_t>(query_rows_[i].row)] + int64_t{1};
+        const int64_t end = row_end(query_rows_[i].row);
         n_parts += (end + kAttentionRange - 1) / kAttentionRange;
     }
     part_starts_[query_rows_.size()] = static_cast<int32_t>(n_parts);
@@ -212,8 +222,11 @@ AttentionArgs Program::attention_args(const AttentionOp& op, const AttentionBloc
         const int64_t state = each.out * op.n_heads + head * group;
         scratch.attention_rows[static_cast<size_t>(i)] = {
             q.row(each.row) + head * group * shape.head_dim,
-            out.row(each.out) + head * group * shape.head_dim, attention_max_ + state,
-            attention_total_ + state, input_->positions[static_cast<size_t>(each.row)] + int64_t{1}};
+            out.row(each.out) + head * group * shape.head_dim,
+            attention_max_ + state,
+            attention_total_ + state,
+            row_end(each.row),
+            op.window == 0 ? 0 : std::max<int64_t>(0, row_end(each.row) - op.window)};
     }
     AttentionArgs args{};
     args.rows = scratch.attention_rows.data();
@@ -229,6 +242,7 @@ AttentionArgs Program::attention_args(const AttentionOp& op, const AttentionBloc
     args.finish = block.finish;
     args.kv_type = shape.kv_type;
     args.scale = op.scale;
+    args.softcap = op.softcap;
     args.scratch = reinterpret_cast<float*>(scratch.attention.get());
     return args;
 }
@@ -278,13 +292,12 @@ void Program::attend_parts(const AttentionOp& op) noexcept {
             while (part >= part_starts_[at + 1]) ++at;
             const int32_t row = query_rows_[at].row;
             const int64_t range_begin = (part - part_starts_[at]) * kAttentionRange;
-            const int64_t row_end = input_->positions[static_cast<size_t>(row)] + int64_t{1};
             // block_rows_ holds the query rows in their order: no sequence shares anything here.
             AttentionBlock block{row_seq_[static_cast<size_t>(row)],
                                  static_cast<int32_t>(at),
                                  1,
                                  range_begin,
-                                 std::min(range_begin + kAttentionRange, row_end),
+                                 std::min(range_begin + kAttentionRange, row_end(row)),
                                  false};
             AttentionArgs args = attention_args(op, block, head, thread);
             AttentionRow& state = threads_[static_cast<size_t>(thread)].attention_rows[0];

@@ -20,6 +20,7 @@ class FakeTokenizer:
     """One token for each byte; 256 ends a text."""
 
     n_vocab = 257
+    warnings = ()
     bos_id = None
     eos_id = EOS
     add_bos = False
@@ -96,6 +97,7 @@ class FakeModel:
         self.tokenizer = FakeTokenizer()
         self.config = SimpleNamespace(n_vocab=257)
         self.context_tokens = CONTEXT_TOKENS
+        self.generates = True
         self.eog_token_ids = frozenset({EOS})
         self.chat_template = "a template"
         self.file = FakeFile()

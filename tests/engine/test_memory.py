@@ -19,6 +19,7 @@ class Shape:  # Llama 3.2 1B: a page of 32 tokens is 1 MiB of f16
     n_kv_heads: int = 8
     head_dim: int = 64
     n_ff: int = 8192
+    experts: None = None
     n_vocab: int = 128256
     context_length: int = 131072
 

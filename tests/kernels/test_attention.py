@@ -27,10 +27,16 @@ def cached(level: str, x: np.ndarray, kv_type: str) -> np.ndarray:
     return np.stack(rows).reshape(x.shape).astype(np.float64)
 
 
-def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
+def reference(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, *, window: int = 0, softcap: float = 0
+) -> np.ndarray:
     group = q.shape[0] // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("hd,thd->ht", q.astype(np.float64), k) * scale
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    if window:
+        scores[:, :-window] = -np.inf
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.einsum("ht,thd->hd", weights / weights.sum(axis=1, keepdims=True), v)
 
@@ -69,6 +75,32 @@ def test_page_sizes(level: str, page_tokens: int) -> None:
     expected = reference(q, cached(level, k, "f16"), cached(level, v, "f16"), 0.3)
     got = attention(level, q, k, v, "f16", page_tokens, 0.3)
     assert np.abs(got - expected).max() <= TOLERANCE["f16"] * np.abs(v).max()
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_windows(level: str, kv_type: str, parts: bool) -> None:
+    """The same bits too whether ranges are computed apart; ranges before the window are left out."""
+    for n_positions in (1, 33, 256, 300, 600):
+        q, k, v = case(4, 2, 32, n_positions)
+        seen_k, seen_v = cached(level, k, kv_type), cached(level, v, kv_type)
+        for window in (1, 31, 32, 100, 256, 299, 1000):
+            expected = reference(q, seen_k, seen_v, 0.3, window=window)
+            got = attention(level, q, k, v, kv_type, 32, 0.3, window=window, parts=parts)
+            assert np.abs(got - expected).max() <= TOLERANCE[kv_type] * np.abs(v).max(), (n_positions, window)
+            whole = attention(level, q, k, v, kv_type, 32, 0.3, window=window)
+            assert np.array_equal(got.view(np.uint32), whole.view(np.uint32))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_capped_scores(level: str) -> None:
+    for n_positions in (1, 33, 300):
+        q, k, v = case(4, 2, 64, n_positions, spread=40)
+        expected = reference(q, cached(level, k, "f16"), cached(level, v, "f16"), 0.3, window=50, softcap=20.0)
+        got = attention(level, q, k, v, "f16", 32, 0.3, window=50, softcap=20.0)
+        # The cap multiplies tanh's absolute error of 1e-7.
+        assert np.abs(got - expected).max() <= 20 * TOLERANCE["f16"] * np.abs(v).max(), n_positions
 
 
 @pytest.mark.parametrize("level", LEVELS)

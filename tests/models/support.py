@@ -1,4 +1,4 @@
-"""Tiny random models, a NumPy forward to compare with, and a runner that pages and chunks like the engine."""
+"""Tiny random models of every architecture, and a runner that pages and chunks like the engine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ from runtime.models import build_graph
 from runtime.models.config import ModelConfig, read_config
 from runtime.models.loader import build_program
 from runtime.step_plan import MAX_TOP_LOGPROBS, StepResult
+from tests.models.reference import numpy_logprobs
+
+__all__ = [
+    "N_VOCAB",
+    "Runner",
+    "Tiny",
+    "greedy",
+    "ints",
+    "metadata",
+    "numpy_logprobs",
+    "shapes",
+    "write_tiny",
+]
 
 N_VOCAB = MAX_TOP_LOGPROBS  # so that the reported alternatives are the whole distribution
 
@@ -34,6 +47,8 @@ class Tiny:
     context: int = 512
     tied: bool = False
     rope_factors: bool = False
+    longrope: bool = False
+    n_experts: int = 0
     biases: bool = False
     rope_scale: float | None = None
     quant: str = "F32"  # of the matrices
@@ -48,48 +63,113 @@ class Tiny:
 
 def shapes(t: Tiny) -> dict[str, tuple[int, ...]]:
     """Return every tensor of the model with its (n_out, n_in) or (n,) shape."""
-    q, kv = t.n_heads * t.head_dim, t.n_kv_heads * t.head_dim
+    if t.arch in ("bert", "nomic-bert"):
+        return _encoder_shapes(t)
     out: dict[str, tuple[int, ...]] = {"token_embd.weight": (t.n_vocab, t.n_embd)}
     for i in range(t.n_layers):
         p = f"blk.{i}."
-        out |= {
-            p + "attn_norm.weight": (t.n_embd,),
-            p + "attn_q.weight": (q, t.n_embd),
-            p + "attn_k.weight": (kv, t.n_embd),
-            p + "attn_v.weight": (kv, t.n_embd),
-            p + "attn_output.weight": (t.n_embd, q),
-            p + "ffn_norm.weight": (t.n_embd,),
-            p + "ffn_gate.weight": (t.n_ff, t.n_embd),
-            p + "ffn_up.weight": (t.n_ff, t.n_embd),
-            p + "ffn_down.weight": (t.n_embd, t.n_ff),
-        }
-        if t.biases or t.arch == "qwen2":
-            out |= {p + "attn_q.bias": (q,), p + "attn_k.bias": (kv,), p + "attn_v.bias": (kv,)}
-        if t.arch == "qwen3":
-            out |= {p + "attn_q_norm.weight": (t.head_dim,), p + "attn_k_norm.weight": (t.head_dim,)}
+        out |= {p + name: shape for name, shape in (_attention_shapes(t) | _feed_forward_shapes(t)).items()}
     out["output_norm.weight"] = (t.n_embd,)
     if not t.tied:
         out["output.weight"] = (t.n_vocab, t.n_embd)
     if t.rope_factors:
         out["rope_freqs.weight"] = (t.head_dim // 2,)
+    if t.longrope:
+        n_rot = int(t.keys.get("rope.dimension_count", t.head_dim))
+        out |= {f"rope_factors_{name}.weight": (n_rot // 2,) for name in ("long", "short")}
     return out
 
 
+def _attention_shapes(t: Tiny) -> dict[str, tuple[int, ...]]:
+    q, kv = t.n_heads * t.head_dim, t.n_kv_heads * t.head_dim
+    out: dict[str, tuple[int, ...]] = {"attn_output.weight": (t.n_embd, q)}
+    if t.arch != "olmo2":
+        out["attn_norm.weight"] = (t.n_embd,)
+    if t.arch == "phi3":
+        out["attn_qkv.weight"] = (q + 2 * kv, t.n_embd)
+    else:
+        out |= {
+            "attn_q.weight": (q, t.n_embd),
+            "attn_k.weight": (kv, t.n_embd),
+            "attn_v.weight": (kv, t.n_embd),
+        }
+    if t.biases or t.arch == "qwen2":
+        out |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
+    if t.arch in ("qwen3", "qwen3moe", "gemma3"):
+        out |= {"attn_q_norm.weight": (t.head_dim,), "attn_k_norm.weight": (t.head_dim,)}
+    if t.arch == "olmo2":
+        out |= {"attn_q_norm.weight": (q,), "attn_k_norm.weight": (kv,)}
+    if t.arch in ("olmo2", "gemma2", "gemma3"):
+        out["post_attention_norm.weight"] = (t.n_embd,)
+    return out
+
+
+def _feed_forward_shapes(t: Tiny) -> dict[str, tuple[int, ...]]:
+    out: dict[str, tuple[int, ...]] = {}
+    if t.arch != "olmo2":
+        out["ffn_norm.weight"] = (t.n_embd,)
+    if t.arch in ("olmo2", "gemma2", "gemma3"):
+        out["post_ffw_norm.weight"] = (t.n_embd,)
+    if t.n_experts or t.arch == "qwen3moe":
+        n = t.n_experts or 4
+        return out | {
+            "ffn_gate_inp.weight": (n, t.n_embd),
+            "ffn_gate_exps.weight": (n, t.n_ff, t.n_embd),
+            "ffn_up_exps.weight": (n, t.n_ff, t.n_embd),
+            "ffn_down_exps.weight": (n, t.n_embd, t.n_ff),
+        }
+    if t.arch == "phi3":
+        out["ffn_up.weight"] = (2 * t.n_ff, t.n_embd)
+    else:
+        out |= {"ffn_gate.weight": (t.n_ff, t.n_embd), "ffn_up.weight": (t.n_ff, t.n_embd)}
+    return out | {"ffn_down.weight": (t.n_embd, t.n_ff)}
+
+
+def _encoder_shapes(t: Tiny) -> dict[str, tuple[int, ...]]:
+    n = t.n_embd
+    out: dict[str, tuple[int, ...]] = {"token_embd.weight": (t.n_vocab, n), "token_types.weight": (2, n)}
+    norms = ["token_embd_norm"]
+    for i in range(t.n_layers):
+        p = f"blk.{i}."
+        norms += [p + "attn_output_norm", p + "layer_output_norm"]
+        out |= {
+            p + "attn_output.weight": (n, n),
+            p + "ffn_up.weight": (t.n_ff, n),
+            p + "ffn_down.weight": (n, t.n_ff),
+        }
+        if t.arch == "nomic-bert":
+            out |= {p + "attn_qkv.weight": (3 * n, n), p + "ffn_gate.weight": (t.n_ff, n)}
+        else:
+            out |= {f"{p}attn_{c}.weight": (n, n) for c in "qkv"} | {f"{p}attn_{c}.bias": (n,) for c in "qkv"}
+            out |= {p + "attn_output.bias": (n,), p + "ffn_up.bias": (t.n_ff,), p + "ffn_down.bias": (n,)}
+    if t.arch == "bert":
+        out["position_embd.weight"] = (t.context, n)
+    return out | {f"{name}.{part}": (n,) for name in norms for part in ("weight", "bias")}
+
+
 def metadata(t: Tiny) -> dict[str, object]:
+    encoder = t.arch in ("bert", "nomic-bert")
     values: dict[str, object] = {
         "block_count": t.n_layers,
         "context_length": t.context,
         "embedding_length": t.n_embd,
         "feed_forward_length": t.n_ff,
         "attention.head_count": t.n_heads,
-        "attention.head_count_kv": t.n_kv_heads,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.freq_base": 10000.0,
+        "attention.head_count_kv": t.n_heads if encoder else t.n_kv_heads,
+        "attention.layer_norm_epsilon" if encoder else "attention.layer_norm_rms_epsilon": 1e-5,
     }
+    if t.arch != "bert":
+        values["rope.freq_base"] = 10000.0
+    if encoder:
+        values |= {"attention.causal": False, "pooling_type": 1}
     if t.head_dim * t.n_heads != t.n_embd:
         values |= {"attention.key_length": t.head_dim, "attention.value_length": t.head_dim}
     if t.rope_scale is not None:
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": t.rope_scale}
+    if t.n_experts or t.arch == "qwen3moe":
+        values |= {"expert_count": t.n_experts or 4, "expert_used_count": 2}
+        if t.arch == "qwen3moe":
+            values["expert_feed_forward_length"] = t.n_ff
     values |= t.keys
     return {f"{t.arch}.{key}": value for key, value in values.items() if value is not None}
 
@@ -102,8 +182,8 @@ def write_tiny(path: Path, t: Tiny) -> Path:
         _add(writer, key, value)
     tensors: dict[str, np.ndarray] = {}
     for name, shape in shapes(t).items():
-        if len(shape) == 2:
-            values = rng.standard_normal(shape) * 1.5 / np.sqrt(shape[1])
+        if len(shape) >= 2:
+            values = rng.standard_normal(shape) * 1.5 / np.sqrt(shape[-1])
         elif name.endswith("bias"):
             values = rng.standard_normal(shape) * 0.3
         else:
@@ -115,7 +195,12 @@ def write_tiny(path: Path, t: Tiny) -> Path:
     tensors |= t.tensors
     quant = gguf.GGMLQuantizationType[t.quant]
     for name, values in tensors.items():
-        if values.ndim == 2 and name not in t.tensors and quant != gguf.GGMLQuantizationType.F32:
+        if (
+            values.ndim >= 2
+            and "_gate_inp" not in name
+            and name not in t.tensors
+            and quant != gguf.GGMLQuantizationType.F32
+        ):
             writer.add_tensor(name, gguf.quants.quantize(values, quant), raw_dtype=quant)
         else:
             writer.add_tensor(name, values)
@@ -140,70 +225,6 @@ def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
             writer.add_array(key, value)
 
 
-def numpy_logprobs(path: Path, tokens: Sequence[int]) -> np.ndarray:
-    """Return (n_tokens, n_vocab) log-probabilities in float64, from the file's own values, with exact activations."""
-    reader = gguf.GGUFReader(path)
-    arch = reader.fields["general.architecture"].contents()
-    key = lambda name, default=None: (  # noqa: E731
-        reader.fields[f"{arch}.{name}"].contents() if f"{arch}.{name}" in reader.fields else default
-    )
-    w = {
-        t.name: gguf.quants.dequantize(t.data, t.tensor_type)
-        .astype(np.float64)
-        .reshape([int(n) for n in reversed(t.shape)])
-        for t in reader.tensors
-    }
-    n_heads, n_kv, eps = (
-        key("attention.head_count"),
-        key("attention.head_count_kv"),
-        key("attention.layer_norm_rms_epsilon"),
-    )
-    dim = key("attention.key_length", key("embedding_length") // n_heads)
-    n_rot = key("rope.dimension_count", dim)
-    inverse = key("rope.freq_base", 10000.0) ** (-np.arange(0, n_rot, 2) / n_rot) / key(
-        "rope.scaling.factor", 1.0
-    )
-    angles = np.arange(len(tokens))[:, None] * inverse / w.get("rope_freqs.weight", 1.0)
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-
-    def norm(x, weight):
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
-
-    def rotate(x):
-        out = x.copy()
-        first, second = (np.s_[..., 0:n_rot:2], np.s_[..., 1:n_rot:2])
-        if arch != "llama":
-            first, second = (np.s_[..., : n_rot // 2], np.s_[..., n_rot // 2 : n_rot])
-        out[first] = x[first] * cos - x[second] * sin
-        out[second] = x[first] * sin + x[second] * cos
-        return out
-
-    n = len(tokens)
-    x = w["token_embd.weight"][list(tokens)]
-    mask = np.triu(np.full((n, n), -np.inf), 1)
-    for i in range(key("block_count")):
-        p = f"blk.{i}."
-
-        def linear(name, y, p=p):
-            return y @ w[f"{p}{name}.weight"].T + w.get(f"{p}{name}.bias", 0.0)
-
-        h = norm(x, w[p + "attn_norm.weight"])
-        q, k, v = (linear(f"attn_{c}", h).reshape(n, -1, dim) for c in "qkv")
-        if arch == "qwen3":
-            q, k = norm(q, w[p + "attn_q_norm.weight"]), norm(k, w[p + "attn_k_norm.weight"])
-        k, v = (np.repeat(y, n_heads // n_kv, 1) for y in (rotate(k), v))
-        scores = np.einsum("thd,shd->hts", rotate(q), k) / np.sqrt(dim) + mask
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        x = x + linear("attn_output", np.einsum("hts,shd->thd", weights, v).reshape(n, -1))
-        h = norm(x, w[p + "ffn_norm.weight"])
-        gate = linear("ffn_gate", h)
-        x = x + linear("ffn_down", gate / (1 + np.exp(-gate)) * linear("ffn_up", h))
-    logits = norm(x, w["output_norm.weight"]) @ w.get("output.weight", w["token_embd.weight"]).T
-    logits -= logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
 def ints(values: Sequence[int]) -> np.ndarray:
     return np.array(values, np.int32)
 
@@ -222,6 +243,7 @@ class Runner:
         n_seqs: int = 4,
         pages_each: int = 4,
         page_tokens: int = 32,
+        context_tokens: int = 0,
     ) -> None:
         self.file = ModelFile.open(path)
         self.config: ModelConfig = read_config(self.file)
@@ -242,7 +264,19 @@ class Runner:
             pool=ThreadPool(threads),
             arena=arena,
             max_rows=max_rows,
+            context_tokens=context_tokens,
             level=level,
+        )
+
+    def embed(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return (n_sequences, n_embd), computed in one step."""
+        tokens = [token for sequence in sequences for token in sequence]
+        return self.program.embed_step(
+            ints(tokens),
+            ints([i for sequence in sequences for i in range(len(sequence))]),
+            ints(np.cumsum([0] + [len(sequence) for sequence in sequences])),
+            ints([self.pages_each * i for i in range(len(sequences) + 1)]),
+            ints(range(self.pages_each * len(sequences))),
         )
 
     def step(

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from runtime._native import kernel_levels
-from tests.models.support import N_VOCAB, Runner, Tiny, greedy, numpy_logprobs, write_tiny
+from tests.models.reference import Reference
+from tests.models.support import N_VOCAB, Runner, Tiny, greedy, ints, numpy_logprobs, write_tiny
 
 LLAMA3 = np.linspace(1, 8, 8).astype(np.float32)
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128}
+GRANITE = {"embedding_scale": 12.0, "residual_scale": 0.22, "attention.scale": 0.4, "logit_scale": 8.0}
+LONGROPE = {"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.19}
 
 MODELS = {
     "llama": Tiny(),
@@ -25,6 +30,40 @@ MODELS = {
     "qwen2 tied": Tiny(arch="qwen2", tied=True),
     "qwen3": Tiny(arch="qwen3", head_dim=32),
     "qwen3 tied": Tiny(arch="qwen3", tied=True),
+    "mistral with a sliding window": Tiny(keys={"attention.sliding_window": 7}),
+    "mixtral": Tiny(n_experts=8),
+    "mixtral with one expert in use": Tiny(n_experts=3, keys={"expert_used_count": 1}),
+    "yarn": Tiny(keys=YARN),
+    "yarn in qwen2": Tiny(arch="qwen2", keys=YARN | {"rope.scaling.yarn_beta_fast": 16.0}),
+    "qwen3moe": Tiny(arch="qwen3moe", head_dim=32),
+    "qwen3moe with all experts in use": Tiny(arch="qwen3moe", n_experts=6, keys={"expert_used_count": 6}),
+    "granite": Tiny(arch="granite", keys=GRANITE),
+    "granite without factors": Tiny(arch="granite", tied=True),
+    "olmo2": Tiny(arch="olmo2"),
+    "olmo3": Tiny(
+        arch="olmo2",
+        n_layers=4,
+        keys=YARN
+        | {"attention.sliding_window": 9, "attention.sliding_window_pattern": [True, True, True, False]},
+    ),
+    "smollm3": Tiny(arch="smollm3", n_layers=4),
+    "phi3": Tiny(arch="phi3"),
+    "phi3 with a window and part of a head rotated": Tiny(
+        arch="phi3", keys={"attention.sliding_window": 11, "rope.dimension_count": 12}
+    ),
+    "phi3 with longrope": Tiny(arch="phi3", longrope=True, keys=LONGROPE),
+    "gemma2": Tiny(arch="gemma2", tied=True, head_dim=32, keys={"attention.sliding_window": 10}),
+    "gemma2 with caps of its own": Tiny(
+        arch="gemma2", tied=True, keys={"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}
+    ),
+    "gemma3": Tiny(
+        arch="gemma3",
+        n_layers=7,
+        tied=True,
+        head_dim=32,
+        keys={"attention.sliding_window": 10, "rope.freq_base": 1e6, "rope.scaling.factor": 8.0},
+    ),
+    "gemma3 without windows": Tiny(arch="gemma3", tied=True),
 }
 # F32 arithmetic of some thousand terms; and what rounding K and V to f16, or activations to int8, may add.
 F32_TOLERANCE = 5e-5
@@ -45,6 +84,59 @@ def test_agrees_with_numpy(tmp_path, name):
     expected = numpy_logprobs(path, tokens)
     assert np.ptp(expected[-1]) > 1  # the model says something
     np.testing.assert_allclose(found, expected, atol=F32_TOLERANCE)
+
+
+def test_longrope_has_other_factors_for_long_contexts(tmp_path):
+    path = write_tiny(tmp_path / "m.gguf", MODELS["phi3 with longrope"])
+    tokens = some_tokens(48)
+    short, long = (Runner(path, kv_type="f32", context_tokens=n).logprobs(tokens) for n in (64, 65))
+    np.testing.assert_allclose(short, numpy_logprobs(path, tokens, context=64), atol=F32_TOLERANCE)
+    np.testing.assert_allclose(long, numpy_logprobs(path, tokens, context=65), atol=F32_TOLERANCE)
+    assert np.abs(short - long).max() > 0.1
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("arch", ["qwen3moe", "phi3"])
+def test_quantized_parts_of_a_tensor(tmp_path, arch, quant):
+    path = write_tiny(tmp_path / "m.gguf", Tiny(arch=arch, quant=quant))
+    tokens = some_tokens(40)
+    found = Runner(path, kv_type="f32").logprobs(tokens)
+    np.testing.assert_allclose(found, numpy_logprobs(path, tokens), atol=F32_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("arch", "pooling"), [("bert", 1), ("bert", 2), ("bert", 3), ("nomic-bert", 1), ("nomic-bert", 2)]
+)
+def test_embeddings(tmp_path, arch, pooling):
+    path = write_tiny(tmp_path / "m.gguf", Tiny(arch=arch, context=64, keys={"pooling_type": pooling}))
+    sequences = [some_tokens(n, seed=n) for n in (1, 20, 31)]
+    found = Runner(path, kv_type="f32", n_seqs=3).embed(sequences)
+    expected = [Reference(path).embedding(tokens) for tokens in sequences]
+    np.testing.assert_allclose(found, expected, atol=F32_TOLERANCE)
+    alone = [Runner(path, kv_type="f32").embed([tokens])[0] for tokens in sequences]
+    assert np.array_equal(found, alone)  # what else is computed changes nothing
+
+
+def test_an_encoder_takes_whole_sequences_and_draws_nothing(tmp_path):
+    runner = Runner(write_tiny(tmp_path / "m.gguf", Tiny(arch="bert", context=30)))
+    with pytest.raises(ValueError, match="draws no tokens"):
+        runner.step([(0, 0, [1, 2])], [1], [greedy()])
+    with pytest.raises(ValueError, match="position 30 is beyond"):
+        runner.embed([[1] * 31])
+    with pytest.raises(ValueError, match="does not begin at position 0"):
+        runner.program.embed_step(ints([1]), ints([1]), ints([0, 1]), ints([0, 1]), ints([0]))
+    decoder = Runner(write_tiny(tmp_path / "n.gguf", Tiny()))
+    with pytest.raises(ValueError, match="no embeddings"):
+        decoder.embed([[1, 2]])
+
+
+@pytest.mark.parametrize("level", kernel_levels())
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3", "qwen3moe", "olmo2"])
+def test_every_level(tmp_path, arch, level):
+    path = write_tiny(tmp_path / "m.gguf", Tiny(arch=arch, keys={"attention.sliding_window": 10}))
+    tokens = some_tokens(60)
+    found = Runner(path, level=level).logprobs(tokens)
+    np.testing.assert_allclose(found, numpy_logprobs(path, tokens), atol=F16_CACHE_TOLERANCE)
 
 
 @pytest.mark.parametrize("level", kernel_levels())

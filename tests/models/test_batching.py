@@ -14,6 +14,8 @@ MODELS = {
     "llama Q4_0": Tiny(quant="Q4_0", n_embd=256, head_dim=64, n_ff=288),
     "qwen2 F16": Tiny(arch="qwen2", head_dim=32, quant="F16"),
     "qwen3 BF16": Tiny(arch="qwen3", head_dim=64, quant="BF16"),
+    "qwen3moe Q8_0": Tiny(arch="qwen3moe", quant="Q8_0", n_embd=256, head_dim=64, n_ff=288, n_experts=5),
+    "gemma2 F32": Tiny(arch="gemma2", head_dim=32, keys={"attention.sliding_window": 19}),
 }
 
 

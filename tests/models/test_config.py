@@ -11,7 +11,9 @@ from runtime.errors import ModelFormatError, UnsupportedModelError
 from runtime.gguf import ModelFile
 from runtime.models import architecture_names, build_graph
 from runtime.models.config import read_config
-from runtime.models.loader import bind_weights, rope_frequencies
+from runtime.models.graph import Rope
+from runtime.models.loader import bind_weights
+from runtime.models.rope import rope_table
 from tests.models.support import N_VOCAB, Runner, Tiny, shapes, write_tiny
 
 INF, NAN = float("inf"), float("nan")
@@ -88,9 +90,7 @@ def test_bad_keys_are_named(tmp_path, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("expert_count", 8, "mixture-of-experts"),  # G66
-        ("rope.scaling.type", "yarn", "'yarn'"),  # G64
-        ("rope.scaling.type", "longrope", "'longrope'"),
+        ("rope.scaling.type", "dynamic", "'dynamic'"),  # G64
         ("attention.value_length", 8, "value_length is 8"),  # G70
         ("attention.causal", False, "does not generate"),
     ],
@@ -100,8 +100,96 @@ def test_what_is_not_served_is_named(tmp_path, key, value, message):
         load(tmp_path, Tiny(keys={key: value}))
 
 
+@pytest.mark.parametrize(
+    ("arch", "key", "value", "message"),
+    [
+        ("qwen2", "expert_count", 8, "not served as a mixture"),  # G66
+        ("gemma2", "expert_count", 8, "not served as a mixture"),
+        ("bert", "attention.causal", True, "with false only"),
+        ("bert", "pooling_type", 4, "pooling_type is 4"),
+        ("nomic-bert", "pooling_type", 0, "pooling_type is 0"),
+    ],
+)
+def test_what_an_architecture_does_not_serve_is_named(tmp_path, arch, key, value, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(tmp_path, Tiny(arch=arch, keys={key: value}))
+
+
+@pytest.mark.parametrize(
+    ("arch", "key", "value"),
+    [
+        ("gemma2", "attn_logit_softcapping", -1.0),
+        ("gemma2", "final_logit_softcapping", NAN),
+        ("gemma2", "attention.sliding_window", 0),
+        ("gemma3", "attention.sliding_window_pattern", [True, False, True]),  # of two layers
+        ("gemma3", "rope.freq_base_swa", 0.0),
+        ("granite", "logit_scale", 0.0),
+        ("granite", "embedding_scale", INF),
+        ("granite", "residual_scale", -0.2),
+        ("granite", "attention.scale", -1.0),
+        ("qwen3moe", "expert_count", 0),
+        ("qwen3moe", "expert_count", None),
+        ("qwen3moe", "expert_count", 10**6),
+        ("qwen3moe", "expert_used_count", 0),
+        ("qwen3moe", "expert_used_count", 5),  # of four
+        ("qwen3moe", "expert_feed_forward_length", 0),
+        ("bert", "attention.layer_norm_epsilon", 0.0),
+        ("bert", "attention.layer_norm_epsilon", None),
+        ("phi3", "attention.sliding_window", -1),
+        ("olmo2", "attention.head_count", 5),
+        ("smollm3", "rope.scaling.factor", -2.0),
+    ],
+)
+def test_bad_keys_of_an_architecture_are_named(tmp_path, arch, key, value):
+    keys = {"attention.sliding_window": 9} if key.startswith("attention.sliding") else {}
+    with pytest.raises(ModelFormatError, match=f"{arch}.{key}") as caught:
+        load(tmp_path, Tiny(arch=arch, keys=keys | {key: value}))
+    assert caught.value.where.startswith(f"{arch}.{key}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.scaling.factor", 0.5),
+        ("rope.scaling.original_context_length", 0),
+        ("rope.scaling.attn_factor", NAN),
+        ("rope.scaling.yarn_beta_fast", 0.0),
+        ("rope.scaling.yarn_beta_slow", -1.0),
+        ("rope.scaling.yarn_ext_factor", 2.0),
+        ("rope.scaling.yarn_log_multiplier", -1.0),
+        ("rope.freq_base", 1.0),
+    ],
+)
+def test_bad_keys_of_yarn_are_named(tmp_path, key, value):
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, key: value}
+    with pytest.raises(ModelFormatError, match=f"llama.{key}"):
+        load(tmp_path, Tiny(keys=keys))
+
+
+@pytest.mark.parametrize("arch", architecture_names())
+def test_every_missing_and_every_misshaped_tensor_is_named(tmp_path, arch):
+    """A file that lies about one tensor, for each tensor that the architecture has."""
+    tiny = Tiny(arch=arch, n_layers=1, context=24)
+    optional = ("output.weight", "token_types.weight")
+    for name, shape in shapes(tiny).items():
+        wrong = tiny.but(tensors={name: f32(*shape[:-1], shape[-1] + 32)})
+        with pytest.raises(ModelFormatError, match=name.replace(".", r"\.")):
+            load(tmp_path, wrong)
+        if name in optional or (arch == "bert" and name.endswith(".bias") and "norm" not in name):
+            continue
+        with pytest.raises(ModelFormatError, match=name.replace(".", r"\.")):
+            load(tmp_path, tiny.but(skip=(name,)))
+
+
+def test_longrope_needs_both_tensors(tmp_path):
+    for missing in ("rope_factors_long.weight", "rope_factors_short.weight"):
+        path = write_tiny(tmp_path / "m.gguf", Tiny(arch="phi3", longrope=True, skip=(missing,)))
+        with pytest.raises(ModelFormatError, match=missing):
+            Runner(path)
+
+
 def test_unknown_architecture(tmp_path):
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama, nomic-bert, olmo2, phi3, qwen2"):
         load(tmp_path, Tiny(arch="mamba"))
 
 
@@ -216,21 +304,22 @@ def test_rope_factors_must_be_positive(tmp_path, bad):
 
 
 def test_a_sliding_window_caps_the_context(tmp_path):
-    file = ModelFile.open(write_tiny(tmp_path / "m.gguf", Tiny(keys={"attention.sliding_window": 128})))
-    assert read_config(file).context_length == 128
-    file = ModelFile.open(write_tiny(tmp_path / "n.gguf", Tiny(keys={"attention.sliding_window": 4096})))
-    assert read_config(file).context_length == 512
+    """Where an architecture has no windows of its own."""
+    for window, context in ((128, 128), (4096, 512)):
+        tiny = Tiny(arch="qwen2", keys={"attention.sliding_window": window})
+        file = ModelFile.open(write_tiny(tmp_path / "m.gguf", tiny))
+        assert read_config(file).context_length == context
+    config = read_config(
+        ModelFile.open(write_tiny(tmp_path / "n.gguf", Tiny(keys={"attention.sliding_window": 128})))
+    )
+    assert (config.context_length, config.windows) == (512, (128, 128))
 
 
 def test_defaults_of_absent_keys(tmp_path):
     keys = {"attention.head_count_kv": None, "rope.freq_base": None}
     config = read_config(ModelFile.open(write_tiny(tmp_path / "m.gguf", Tiny(n_kv_heads=4, keys=keys))))
-    assert (config.n_kv_heads, config.rope_freq_base, config.rope_dim, config.rope_scale) == (
-        4,
-        10000.0,
-        16,
-        1.0,
-    )
+    assert (config.n_kv_heads, config.rope_freq_base, config.rope_dim) == (4, 10000.0, 16)
+    assert (config.rope_scaling.kind, config.rope_scaling.factor) == ("none", 1.0)
     assert config.n_vocab == N_VOCAB
 
 
@@ -238,8 +327,8 @@ def test_older_name_of_linear_scaling(tmp_path):
     config = read_config(
         ModelFile.open(write_tiny(tmp_path / "m.gguf", Tiny(keys={"rope.scale_linear": 2.0})))
     )
-    assert config.rope_scale == 2.0
-    assert rope_frequencies(config)[0] == 0.5
+    rope = Rope(config.rope_freq_base, config.rope_dim, interleaved=True, scaling=config.rope_scaling)
+    assert rope_table(rope)[0][0] == 0.5
 
 
 def test_graphs_declare_each_buffer_with_one_width(tmp_path):

@@ -152,7 +152,7 @@ def test_two_threads_cannot_step_at_once(runner):
 
 
 def make_program(**changes) -> Program:
-    values = {"n_vocab": 16, "max_rows": 8, "rope_frequencies": [1.0, 0.1]} | changes
+    values = {"n_vocab": 16, "max_rows": 8, "ropes": [([1.0, 0.1], 1.0)]} | changes
     arena = Arena(n_layers=1, n_kv_heads=2, head_dim=8, page_tokens=8, n_pages=2, kv_type="f16")
     return Program(ThreadPool(1), arena, **values)
 
@@ -164,8 +164,11 @@ def make_program(**changes) -> Program:
         {"n_vocab": 2**40},
         {"max_rows": 0},
         {"max_rows": 2**40},
-        {"rope_frequencies": [1.0] * 5},
-        {"rope_frequencies": [float("nan")]},
+        {"ropes": [([1.0] * 5, 1.0)]},
+        {"ropes": [([float("nan")], 1.0)]},
+        {"ropes": [([1.0], float("inf"))]},
+        {"ropes": [([1.0], 1.0), ([1.0, 0.1], 1.0)]},
+        {"ropes": [([], 1.0)]},
         {"level": "mmx"},
     ],
 )

@@ -25,6 +25,13 @@ def test_chatml():
     assert render(CHATML, add_generation_prompt=False) == "<|im_start|>user\nHello<|im_end|>\n"
 
 
+def test_the_fallback_is_chatml():
+    template = ChatTemplate.fallback()
+    assert template.is_fallback
+    assert template.render(USER) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    assert template.render(USER, add_generation_prompt=False) == "<|im_start|>user\nHello<|im_end|>\n"
+
+
 def test_what_templates_of_models_use():
     assert render("{{ bos_token }}{% for m in messages %}{{ m.content | trim }}{% endfor %}") == "<s>Hello"
     assert render("{% set ns = namespace(x=1) %}{% set ns.x = ns.x + 1 %}{{ ns.x }}") == "2"

@@ -27,7 +27,7 @@ struct Model {
         : program(
               std::make_shared<ThreadPool>(n_threads),
               std::make_shared<Arena>(ArenaShape{kLayers, kKvHeads, kHeadDim, kPageTokens, kPages, kv_type}),
-              ProgramSettings{kVocab, kMaxRows, kHeadDim, std::vector<double>(kHeadDim / 2, 0.3)},
+              ProgramSettings{kVocab, kMaxRows, {{std::vector<double>(kHeadDim / 2, 0.3), 1.2}}},
               kernels_for(nullptr)) {
         build();
     }
@@ -58,15 +58,22 @@ struct Model {
                                   {matrix(kKvHeads * kHeadDim, kWidth), -1, v}},
                                  false});
             program.add(HeadNormOp{q, vector(kHeadDim), kHeadDim, 1e-5F});
-            program.add(AttentionOp{q, k, v, heads, layer, kHeads, layer == 0, 0.25F});
+            program.add(
+                AttentionOp{q, k, v, heads, layer, kHeads, layer == 0, 0.25F, layer == 0 ? 0 : -1, 7, 9.0F});
             program.add(LinearOp{heads, {{matrix(kWidth, kWidth), -1, x}}, true});
             program.add(RmsNormOp{x, vector(kWidth), norm, 1e-5F});
             program.add(GatedLinearOp{norm, matrix(kHidden, kWidth), matrix(kHidden, kWidth), hidden});
             program.add(LinearOp{hidden, {{matrix(kWidth, kHidden), -1, x}}, true});
+            program.add(ExpertsOp{norm, matrix(5, kWidth), matrix(5 * 12, kWidth), matrix(5 * 12, kWidth),
+                                  matrix(5 * kWidth, 12), x, 2});
+            program.add(LayerNormOp{x, vector(kWidth), vector(kWidth), norm, 1e-5F});
+            program.add(GeluOp{norm});
+            program.add(AddRowOp{matrix(kPositions, kWidth), norm, true});
+            program.add(AddOp{norm, x, 0.1F});
         }
         program.add(SelectOp{x, last});
         program.add(RmsNormOp{last, vector(kWidth), norm, 1e-5F});
-        program.add(HeadOp{norm, matrix(kVocab, kWidth)});
+        program.add(HeadOp{norm, matrix(kVocab, kWidth), 0.5F, 20.0F});
         program.finish();
     }
 };

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -34,6 +36,8 @@ class Model(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     MODIFIED_UNIX_MS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    GIVES_EMBEDDINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name by which requests ask for it: "name:tag" in the store, or the name of a file in the model folder without ".gguf"."""
     loaded: _builtins.bool
@@ -58,6 +62,14 @@ class Model(_message.Message):
     """Last change of the file, in milliseconds since 1970-01-01 UTC."""
     digest: _builtins.str
     """"sha256:..." of the weights (of a split model, of its first file); empty for a plain file of the model folder."""
+    gives_embeddings: _builtins.bool
+    """True: an encoder.  It gives embeddings and does not generate."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What whoever uses the loaded model should know, in sentences: a pre-tokenizer that is not known, a chat template that
+        is missing.  Empty for a model that is not loaded.
+        """
+
     def __init__(
         self,
         *,
@@ -73,10 +85,12 @@ class Model(_message.Message):
         has_chat_template: _builtins.bool = ...,
         modified_unix_ms: _builtins.int = ...,
         digest: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        gives_embeddings: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "digest", b"digest", "has_chat_template", b"has_chat_template", "loaded", b"loaded", "modified_unix_ms", b"modified_unix_ms", "name", b"name", "num_parameters", b"num_parameters", "quantization", b"quantization", "session_context_tokens", b"session_context_tokens", "size_bytes", b"size_bytes", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "digest", b"digest", "gives_embeddings", b"gives_embeddings", "has_chat_template", b"has_chat_template", "loaded", b"loaded", "modified_unix_ms", b"modified_unix_ms", "name", b"name", "num_parameters", b"num_parameters", "quantization", b"quantization", "session_context_tokens", b"session_context_tokens", "size_bytes", b"size_bytes", "vocab_size", b"vocab_size", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

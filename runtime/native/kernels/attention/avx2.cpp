@@ -54,6 +54,7 @@ struct Tile {
     const int16_t* qs[kMaxRows];  // (head_dim) q8_0 keys: the query is factor * qs
     float factor[kMaxRows];       // takes a dot product to a score
     int64_t count[kMaxRows];      // positions of the range that the head sees, >= 1
+    int64_t first[kMaxRows];      // the first of them that the head sees; 0 without a window
     float* out[kMaxRows];         // the heads' states
     float* max[kMaxRows];
     float* total[kMaxRows];
@@ -66,6 +67,7 @@ struct Range {
     const uint8_t* value_scales[kGroups];  // q8_0: (head_dim / 32, scale_stride) f16, from the group's first
     int64_t scale_stride;                  // bytes from one block of 32 to the next
     int64_t head_dim;
+    float softcap;
 };
 
 // Scratch of one tile: (kMaxRows, kAttentionRange) scores, then weights; (kMaxRows, kAttentionRange) weights
@@ -138,6 +140,15 @@ void score_q8(const Tile& tile, const Range& range, int64_t group, float* scores
         for (int v = 0; v < 2; ++v) {
             _mm256_storeu_ps(out + 8 * v, _mm256_mul_ps(acc[r][v], _mm256_set1_ps(tile.factor[r])));
         }
+    }
+}
+
+// scores (count) = cap * tanh(scores / cap); the row is padded to whole vectors.
+void cap_scores(float* scores, int64_t count, float cap) {
+    const __m256 factor = _mm256_set1_ps(1.0f / cap);
+    for (int64_t i = 0; i < count; i += 8) {
+        const __m256 score = _mm256_mul_ps(_mm256_loadu_ps(scores + i), factor);
+        _mm256_storeu_ps(scores + i, _mm256_mul_ps(vector_tanh(score), _mm256_set1_ps(cap)));
     }
 }
 
@@ -259,7 +270,10 @@ void attend_tile(const Tile& tile, const Range& range, const Work& work) {
     }
     float max[kRows], total[kRows];
     for (int r = 0; r < kRows; ++r) {
-        softmax(work.scores + r * kAttentionRange, tile.count[r], &max[r], &total[r]);
+        float* scores = work.scores + r * kAttentionRange;
+        if (range.softcap > 0) cap_scores(scores, tile.count[r], range.softcap);
+        for (int64_t i = 0; i < tile.first[r]; ++i) scores[i] = -INFINITY;  // before the row's window
+        softmax(scores, tile.count[r], &max[r], &total[r]);
     }
     __builtin_memset(work.sums, 0, static_cast<size_t>(kRows * range.head_dim) * sizeof(float));
     if constexpr (kQ8) {
@@ -365,22 +379,27 @@ void attend(const AttentionArgs& args) {
         }
     }
     Range range;
+    range.softcap = args.softcap;
     for (int64_t begin = args.begin; begin < args.end; begin += kAttentionRange) {
         const int64_t end = begin + kAttentionRange < args.end ? begin + kAttentionRange : args.end;
         find_groups(args, begin, end, &range);
         Tile tile;
         int64_t n_tile = 0, left = 0;
-        for (int64_t r = 0; r < args.n_rows; ++r) left += args.rows[r].end > begin ? group : 0;
+        const auto sees = [&](const AttentionRow& row) {
+            return row.end > begin && row.begin < begin + kAttentionRange;
+        };
+        for (int64_t r = 0; r < args.n_rows; ++r) left += sees(args.rows[r]) ? group : 0;
         // The heads that see the range, in tiles of much the same size.
         for (int64_t r = 0; r < args.n_rows; ++r) {
             const AttentionRow& row = args.rows[r];
-            if (row.end <= begin) continue;
+            if (!sees(row)) continue;
             const int64_t count = (row.end < end ? row.end : end) - begin;
             for (int64_t h = 0; h < group; ++h) {
                 tile.q[n_tile] = row.q + h * head_dim;
                 tile.qs[n_tile] = queries + (r * group + h) * head_dim;
                 tile.factor[n_tile] = factors[r * group + h];
                 tile.count[n_tile] = count;
+                tile.first[n_tile] = row.begin > begin ? row.begin - begin : 0;
                 tile.out[n_tile] = row.out + h * head_dim;
                 tile.max[n_tile] = row.max + h;
                 tile.total[n_tile] = row.total + h;
@@ -423,6 +442,7 @@ void merge_attention(const AttentionMerge& args) {
         for (int64_t p = 0; p < args.n_parts; ++p) {
             const float* part = args.parts + p * args.part_stride;
             const float* part_max = part + args.group * args.head_dim;
+            if (part_max[args.group + head] == 0) continue;
             merge(out, &max, &total, part + head * args.head_dim, part_max[head], part_max[args.group + head],
                   args.head_dim);
         }

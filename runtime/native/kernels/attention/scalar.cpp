@@ -105,7 +105,8 @@ void attend_range(const AttentionArgs& args, const AttentionRow& row, int64_t he
         load_key(args.k_pages[t / args.page_tokens], t % args.page_tokens, head_dim, args.kv_type, vector);
         double dot = 0;
         for (int64_t i = 0; i < head_dim; ++i) dot += double(q[i]) * double(vector[i]);
-        const float score = static_cast<float>(dot) * args.scale;
+        float score = static_cast<float>(dot) * args.scale;
+        if (args.softcap > 0) score = args.softcap * std::tanh(score / args.softcap);
         weights[t - begin] = score;
         max = score > max ? score : max;
     }
@@ -130,7 +131,9 @@ void attention(const AttentionArgs& args) {
             if (args.fresh) begin_head(out, row.max + head, row.total + head, args.head_dim);
             for (int64_t begin = args.begin; begin < end; begin += kAttentionRange) {
                 const int64_t range_end = begin + kAttentionRange;
-                attend_range(args, row, head, begin, range_end < end ? range_end : end);
+                if (range_end <= row.begin) continue;
+                attend_range(args, row, head, begin > row.begin ? begin : row.begin,
+                             range_end < end ? range_end : end);
             }
             for (int64_t i = 0; args.finish && i < args.head_dim; ++i) out[i] /= row.total[head];
         }
@@ -145,6 +148,7 @@ void merge_attention(const AttentionMerge& args) {
         for (int64_t p = 0; p < args.n_parts; ++p) {
             const float* part = args.parts + p * args.part_stride;
             const float* part_max = part + args.group * args.head_dim;
+            if (part_max[args.group + head] == 0) continue;
             merge(out, &max, &total, part + head * args.head_dim, part_max[head], part_max[args.group + head],
                   args.head_dim);
         }

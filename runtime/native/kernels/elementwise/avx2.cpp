@@ -1,4 +1,4 @@
-// RMS norm and SwiGLU, 256 bits wide.
+// Norms, gated activations and caps, 256 bits wide.  gelu's erf is the scalar level's.
 #include <immintrin.h>
 #include <math.h>
 
@@ -14,16 +14,19 @@ __m256i lanes(int64_t i, int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+float total_of(__m256 x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 void rms_norm(const float* x, const float* weight, float* out, int64_t n, float eps) {
     __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int64_t i = 0; i < n; i += 8) {
         const __m256 value = _mm256_maskload_ps(x + i, lanes(i, n));
         sums[i / 8 % 2] = _mm256_fmadd_ps(value, value, sums[i / 8 % 2]);
     }
-    const __m256 both = _mm256_add_ps(sums[0], sums[1]);
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    const float mean = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two))) / static_cast<float>(n);
+    const float mean = total_of(_mm256_add_ps(sums[0], sums[1])) / static_cast<float>(n);
     const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(mean + eps));
     for (int64_t i = 0; i < n; i += 8) {
         const __m256i mask = lanes(i, n);
@@ -42,11 +45,57 @@ void swiglu(const float* gate, const float* up, float* out, int64_t n) {
     }
 }
 
+void layer_norm(const float* x, const float* weight, const float* bias, float* out, int64_t n, float eps) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t i = 0; i < n; i += 8) sum = _mm256_add_ps(sum, _mm256_maskload_ps(x + i, lanes(i, n)));
+    const __m256 mean = _mm256_set1_ps(total_of(sum) / static_cast<float>(n));
+    __m256 squares = _mm256_setzero_ps();
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256i mask = lanes(i, n);
+        const __m256 from_mean =
+            _mm256_and_ps(_mm256_sub_ps(_mm256_maskload_ps(x + i, mask), mean), _mm256_castsi256_ps(mask));
+        squares = _mm256_fmadd_ps(from_mean, from_mean, squares);
+    }
+    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(total_of(squares) / static_cast<float>(n) + eps));
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256i mask = lanes(i, n);
+        const __m256 normed = _mm256_mul_ps(_mm256_sub_ps(_mm256_maskload_ps(x + i, mask), mean), scale);
+        _mm256_maskstore_ps(out + i, mask,
+                            _mm256_fmadd_ps(normed, _mm256_maskload_ps(weight + i, mask),
+                                            _mm256_maskload_ps(bias + i, mask)));
+    }
+}
+
+void geglu(const float* gate, const float* up, float* out, int64_t n) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    const __m256 twice = _mm256_set1_ps(-1.59576912160573071f);  // -2 sqrt(2 / pi)
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256i mask = lanes(i, n);
+        const __m256 x = _mm256_maskload_ps(gate + i, mask), u = _mm256_maskload_ps(up + i, mask);
+        const __m256 cubic = _mm256_mul_ps(_mm256_mul_ps(x, x), _mm256_mul_ps(x, _mm256_set1_ps(0.044715f)));
+        const __m256 e = vector_exp(_mm256_mul_ps(twice, _mm256_add_ps(x, cubic)));
+        _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(_mm256_div_ps(x, _mm256_add_ps(one, e)), u));
+    }
+}
+
+void soft_cap(float* x, int64_t n, float scale, float cap) {
+    const __m256 factor = _mm256_set1_ps(cap > 0 ? scale / cap : scale);
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256i mask = lanes(i, n);
+        __m256 value = _mm256_mul_ps(_mm256_maskload_ps(x + i, mask), factor);
+        if (cap > 0) value = _mm256_mul_ps(vector_tanh(value), _mm256_set1_ps(cap));
+        _mm256_maskstore_ps(x + i, mask, value);
+    }
+}
+
 }  // namespace
 
 void add_elementwise(Kernels& table) {
     table.rms_norm = rms_norm;
     table.swiglu = swiglu;
+    table.layer_norm = layer_norm;
+    table.geglu = geglu;
+    table.soft_cap = soft_cap;
 }
 
 }  // namespace quantd::avx2
