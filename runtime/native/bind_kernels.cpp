@@ -233,7 +233,8 @@ void attend_in_parts(const Kernels& kernels, const AttentionArgs& args) {
 
 FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<3> v,
                      const std::string& kv_type, int64_t page_tokens, std::optional<double> scale,
-                     std::optional<std::vector<int64_t>> ends, int64_t resume, bool parts, int64_t window, double softcap) {
+                     std::optional<std::vector<int64_t>> ends, int64_t resume, bool parts, int64_t window,
+                     double softcap) {
     const Kernels& kernels = kernels_for(level.c_str());
     const int64_t n_rows = int64_t(q.shape(0)), n_heads = int64_t(q.shape(1)), head_dim = int64_t(q.shape(2));
     const int64_t n_positions = int64_t(k.shape(0)), n_kv_heads = int64_t(k.shape(1));
@@ -263,9 +264,10 @@ FloatArray attention(const std::string& level, Floats<3> q, Floats<3> k, Floats<
     for (int64_t head = 0; head < n_kv_heads; ++head) {
         for (int64_t r = 0; r < n_rows; ++r) {
             const int64_t at = (r * n_heads + head * group) * head_dim;
-            rows[size_t(r)] = {q.data() + at, out->floats() + at, max.data() + r * group,
-                               total.data() + r * group, row_ends[size_t(r)],
-                               window == 0 ? 0 : std::max<int64_t>(0, row_ends[size_t(r)] - window)};
+            rows[size_t(r)] = {
+                q.data() + at,          out->floats() + at,
+                max.data() + r * group, total.data() + r * group,
+                row_ends[size_t(r)],    window == 0 ? 0 : std::max<int64_t>(0, row_ends[size_t(r)] - window)};
         }
         AttentionArgs args{rows.data(),
                            n_rows,

@@ -126,8 +126,8 @@ struct AttentionArgs {
 using AttentionFn = void (*)(const AttentionArgs& args);
 int64_t attention_scratch_floats(int64_t n_rows, int64_t group, int64_t head_dim);
 
-// The states of one row's ranges, each computed apart from a fresh state, merged in order and finished.  A range that
-// the row sees nothing of has a total of zero and is left out.
+// The states of one row's ranges, each computed apart from a fresh state, merged in order and finished.  A
+// range that the row sees nothing of has a total of zero and is left out.
 struct AttentionMerge {
     const float* parts;  // (n_parts, part_stride): out (group, head_dim), max (group), total (group)
     int64_t part_stride;

@@ -54,7 +54,8 @@ void Program::rotate_and_append(const AttentionOp& op) noexcept {
 // ---- what is computed together
 // -----------------------------------------------------------------------------------
 
-// The positions that a row sees end here: with its own, or with its sequence's last one where attention looks ahead.
+// The positions that a row sees end here: with its own, or with its sequence's last one where attention looks
+// ahead.
 int64_t Program::row_end(int64_t row) const noexcept {
     if (whole_sequences_) {
         row = input_->seq_starts[static_cast<size_t>(row_seq_[static_cast<size_t>(row)]) + 1] - int64_t{1};

@@ -97,7 +97,9 @@ def test_windows(level: str, kv_type: str, parts: bool) -> None:
 def test_capped_scores(level: str) -> None:
     for n_positions in (1, 33, 300):
         q, k, v = case(4, 2, 64, n_positions, spread=40)
-        expected = reference(q, cached(level, k, "f16"), cached(level, v, "f16"), 0.3, window=50, softcap=20.0)
+        expected = reference(
+            q, cached(level, k, "f16"), cached(level, v, "f16"), 0.3, window=50, softcap=20.0
+        )
         got = attention(level, q, k, v, "f16", 32, 0.3, window=50, softcap=20.0)
         # The cap multiplies tanh's absolute error of 1e-7.
         assert np.abs(got - expected).max() <= 20 * TOLERANCE["f16"] * np.abs(v).max(), n_positions
