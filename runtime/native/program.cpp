@@ -282,7 +282,7 @@ void Program::finish() {
 }
 
 // find_tail and plan_readahead say what each operation reads: a new one belongs there too.
-static_assert(std::variant_size_v<Op> == 8);
+static_assert(std::variant_size_v<Op> == 14);
 
 // Which operations follow the keys and values of the last layer, and which buffers they read from before.
 void Program::find_tail() {
