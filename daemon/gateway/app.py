@@ -13,7 +13,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.errors import ApiError
-from daemon.gateway import routes_anthropic, routes_openai, routes_status, routes_tokens
+from daemon.gateway import (
+    routes_anthropic,
+    routes_embed,
+    routes_embeddings,
+    routes_openai,
+    routes_status,
+    routes_tokens,
+)
 from daemon.gateway.backend import Backend
 from daemon.gateway.events import ClientGoneError
 from daemon.gateway.guard import LOOPBACK_HOSTS, Guard
@@ -54,6 +61,8 @@ def create_app(
     app.include_router(routes_openai.make_router(backend, responder))
     app.include_router(routes_anthropic.make_router(backend, responder))
     app.include_router(routes_tokens.make_router(backend))
+    app.include_router(routes_embeddings.make_router(backend))
+    app.include_router(routes_embed.make_router(backend))
     app.include_router(routes_status.make_router(backend, version=version, kv_budget_bytes=kv_budget_bytes))
     if metrics_app is not None:
         app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))

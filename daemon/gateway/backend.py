@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quantd.v1 import (
+    embedding_service_pb2,
     generate_pb2,
     generate_service_pb2,
     model_service_pb2,
@@ -144,6 +145,12 @@ class Backend(Protocol):
         self, request: tokenizer_service_pb2.RenderChatRequest, context: CallContext
     ) -> tokenizer_service_pb2.RenderChatResponse:
         """Render a conversation without answering it."""
+        ...
+
+    async def embed(
+        self, request: embedding_service_pb2.EmbedRequest, context: CallContext
+    ) -> embedding_service_pb2.EmbedResponse:
+        """Give the vectors of texts."""
         ...
 
     async def health(self) -> Health:

@@ -12,6 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from daemon.errors import from_rpc_error
 from daemon.gateway.backend import CallContext, Health
 from quantd.v1 import (
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
     generate_pb2,
     generate_service_pb2,
     generate_service_pb2_grpc,
@@ -48,6 +50,7 @@ class RemoteBackend:
         self._generate = generate_service_pb2_grpc.GenerateServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._tokenizer = tokenizer_service_pb2_grpc.TokenizerServiceStub(self._channel)
+        self._embedding = embedding_service_pb2_grpc.EmbeddingServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def close(self) -> None:
@@ -166,6 +169,12 @@ class RemoteBackend:
     ) -> tokenizer_service_pb2.RenderChatResponse:
         """Render a conversation without answering it."""
         return await _unary(self._tokenizer.RenderChat, request, context)
+
+    async def embed(
+        self, request: embedding_service_pb2.EmbedRequest, context: CallContext
+    ) -> embedding_service_pb2.EmbedResponse:
+        """Give the vectors of texts."""
+        return await _unary(self._embedding.Embed, request, context)
 
     async def health(self) -> Health:
         """Ask the daemon's health service; this process itself is always live."""

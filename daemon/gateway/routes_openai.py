@@ -34,8 +34,6 @@ from quantd.v1 import model_pb2, model_service_pb2, tokenizer_service_pb2
 # What clients may look for and this server does not have: a clear word instead of silence.
 _ABSENT = {
     "/moderations": "This server has no moderation model.",
-    "/embeddings": "This server computes no embeddings: it serves models that generate text.",
-    "/rerank": "This server does not rerank: it serves models that generate text.",
 }
 
 

@@ -17,10 +17,18 @@ from grpc_reflection.v1alpha import reflection
 from daemon.addresses import Address, require_free
 from daemon.errors import ApiError
 from daemon.rpc.interceptor import CallInterceptor
-from daemon.rpc.servicers import GenerateServicer, ModelServicer, QuantizeServicer, TokenizerServicer
+from daemon.rpc.servicers import (
+    EmbeddingServicer,
+    GenerateServicer,
+    ModelServicer,
+    QuantizeServicer,
+    TokenizerServicer,
+)
 from daemon.services import Services
 from daemon.tls import TlsFiles
 from quantd.v1 import (
+    embedding_service_pb2,
+    embedding_service_pb2_grpc,
     generate_service_pb2,
     generate_service_pb2_grpc,
     model_service_pb2,
@@ -52,6 +60,7 @@ OPTIONS = [
 _NEED_MODEL = [
     generate_service_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name,
     tokenizer_service_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name,
+    embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
 ]
 _ALWAYS = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -76,6 +85,9 @@ class RpcServer:
         )
         tokenizer_service_pb2_grpc.add_TokenizerServiceServicer_to_server(
             TokenizerServicer(services), self._server
+        )
+        embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(
+            EmbeddingServicer(services), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), self._server)
         quantize_service_pb2_grpc.add_QuantizeServiceServicer_to_server(

@@ -7,7 +7,9 @@ from typing import Any
 
 from daemon.rpc.interceptor import current_call
 from daemon.services import Services
+from quantd.v1 import embedding_service_pb2 as embedding_rpc
 from quantd.v1 import (
+    embedding_service_pb2_grpc,
     generate_pb2,
     generate_service_pb2_grpc,
     model_service_pb2_grpc,
@@ -70,6 +72,17 @@ class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
     ) -> tokenizer_rpc.RenderChatResponse:
         del context
         return await self._service.render_chat(request, current_call.get())
+
+
+class EmbeddingServicer(embedding_service_pb2_grpc.EmbeddingServiceServicer):
+    def __init__(self, services: Services) -> None:
+        self._service = services.embedding
+
+    async def Embed(  # noqa: N802
+        self, request: embedding_rpc.EmbedRequest, context: Any
+    ) -> embedding_rpc.EmbedResponse:
+        del context
+        return await self._service.embed(request, current_call.get())
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):

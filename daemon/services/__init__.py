@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from daemon.access.gate import Gate
+    from daemon.services.embed import EmbeddingService
     from daemon.services.generate import GenerateService
     from daemon.services.host import ModelHost
     from daemon.services.library import LibraryService
@@ -25,6 +26,7 @@ class Services:
     host: ModelHost
     generate: GenerateService
     tokenizer: TokenizerService
+    embedding: EmbeddingService
     model: ModelService
     library: LibraryService
     quantize: QuantizeService

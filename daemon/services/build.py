@@ -9,6 +9,7 @@ from daemon.config import Settings
 from daemon.errors import ApiError
 from daemon.services import Services
 from daemon.services.catalog import Catalog
+from daemon.services.embed import EmbeddingService
 from daemon.services.folder import ModelEntry, ModelFolder, entry_of
 from daemon.services.generate import GenerateService
 from daemon.services.host import HostLimits, ModelHost, runtime_parts
@@ -42,6 +43,12 @@ def build_services(settings: Settings) -> Services:
             max_wait_s=settings.max_wait_seconds,
         ),
         tokenizer=TokenizerService(host),
+        embedding=EmbeddingService(
+            host,
+            max_waiting=settings.max_waiting,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_wait_s=settings.max_wait_seconds,
+        ),
         model=model,
         library=LibraryService(host, model, Places(settings.hub, settings.registry)),
         quantize=QuantizeService(folder),

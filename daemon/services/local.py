@@ -9,6 +9,7 @@ from daemon.services import Services
 from daemon.services.call import Call
 from daemon.services.host import State
 from quantd.v1 import (
+    embedding_service_pb2,
     generate_pb2,
     generate_service_pb2,
     model_service_pb2,
@@ -129,6 +130,12 @@ class LocalBackend:
     ) -> tokenizer_service_pb2.RenderChatResponse:
         """Render a conversation without answering it."""
         return await self._services.tokenizer.render_chat(request, self._call(context))
+
+    async def embed(
+        self, request: embedding_service_pb2.EmbedRequest, context: CallContext
+    ) -> embedding_service_pb2.EmbedResponse:
+        """Give the vectors of texts."""
+        return await self._services.embedding.embed(request, self._call(context))
 
     async def health(self) -> Health:
         """Live while the engine is; ready while it would take a request."""

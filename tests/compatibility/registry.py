@@ -40,6 +40,7 @@ FUNCTION = {"name": "add", "parameters": {"type": "object"}}
 TOOLS = [{"type": "function", "function": FUNCTION}]
 _CHAT = {"model": "demo", "messages": MESSAGES}
 _TEXT = {"model": "demo", "prompt": "Hi"}
+_RERANK = {"model": "demo", "query": "Hi", "documents": ["Hello", "a"]}
 
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", "chat, whole and streamed", _CHAT),
@@ -51,6 +52,16 @@ ENDPOINTS = (
     ),
     Endpoint("POST", "/v1/messages", "Anthropic's messages", {**_CHAT, "max_tokens": 5}),
     Endpoint("POST", "/v1/messages/count_tokens", "token count of messages", _CHAT),
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        "vectors of texts; 400 for models that generate",
+        {"model": "demo", "input": "Hi"},
+    ),
+    Endpoint("POST", "/v1/rerank", "documents by the cosine of their embeddings", _RERANK),
+    Endpoint("POST", "/rerank", "the same", _RERANK),
+    Endpoint("POST", "/api/embed", "vectors, Ollama's form", {"model": "demo", "input": "Hi"}),
+    Endpoint("POST", "/api/embeddings", "one vector, Ollama's older form", {"model": "demo", "prompt": "Hi"}),
     Endpoint("GET", "/v1/models", "models that answer now"),
     Endpoint("GET", "/v1/models/demo", "one model"),
     Endpoint("POST", "/tokenize", "text or chat to token ids", {"content": "Hi"}),
@@ -58,8 +69,6 @@ ENDPOINTS = (
     Endpoint("POST", "/apply-template", "chat to prompt text", _CHAT),
     Endpoint("GET", "/health", "503 while not ready"),
     Endpoint("POST", "/v1/moderations", "absent: no moderation model", {"input": "x"}, 404),
-    Endpoint("POST", "/v1/embeddings", "absent: no embedding model is served", {"input": "x"}, 404),
-    Endpoint("POST", "/v1/rerank", "absent: no model that reranks is served", {"query": "x"}, 404),
     Endpoint("GET", "/v1/responses/resp_1", "absent: nothing is stored", None, 404),
 )
 
@@ -195,5 +204,19 @@ FIELDS: dict[str, tuple[Row, ...]] = {
         Row("container", "x", REFUSED),
         Row("mcp_servers", [{"url": "x"}], REFUSED),
         Row("context_management", {"edits": []}, REFUSED),
+    ),
+    "/v1/embeddings": (
+        Row("model", "demo"),
+        Row("input", [[1, 2], [3]], note="a text, token ids, up to 512 of either; each no longer than the model takes"),
+        Row("encoding_format", "base64", note="float, base64", in_answer=True),
+        Row("dimensions", 2, note="the first values, scaled to length 1 again"),
+        Row("user", "u", IGNORED, _NO_USERS),
+    ),
+    "/v1/rerank": (
+        Row("model", "demo"),
+        Row("query", "Ho!"),
+        Row("documents", ["x", {"text": "y"}], note="up to 511 texts, or objects with a text; cut where they are too long"),
+        Row("top_n", 1, in_answer=True),
+        Row("return_documents", True, in_answer=True),
     ),
 }  # fmt: skip

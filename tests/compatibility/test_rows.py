@@ -32,7 +32,9 @@ async def ask(path, body, method="POST"):
 
 def shown(answer):
     """An answer without what differs from request to request."""
-    return re.sub(r"(chatcmpl|cmpl|resp|msg|rs|fc)[-_][0-9a-f]{16}|\"created_at\":\d+", "", answer.text)
+    return re.sub(
+        r"(chatcmpl|cmpl|resp|msg|rs|fc|rerank)[-_][0-9a-f]{16}|\"created_at\":\d+", "", answer.text
+    )
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.method} {endpoint.path}")
@@ -64,17 +66,21 @@ async def test_fields(path, row):
 def documented_fields():
     """Fields by endpoint, as the official client's own types have them."""
     from openai.types import completion_create_params as text
+    from openai.types import embedding_create_params as embedding
     from openai.types.chat import completion_create_params as chat
     from openai.types.responses import response_create_params as responses
 
     return {
         "/v1/chat/completions": chat.CompletionCreateParamsBase.__annotations__,
         "/v1/completions": text.CompletionCreateParamsBase.__annotations__,
+        "/v1/embeddings": embedding.EmbeddingCreateParams.__annotations__,
         "/v1/responses": responses.ResponseCreateParamsBase.__annotations__,
     }
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+)
 def test_no_documented_field_is_forgotten(path):
     assert set(documented_fields()[path]) <= {row.field for row in FIELDS[path]}
 

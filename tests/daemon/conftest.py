@@ -11,6 +11,7 @@ from daemon.addresses import Address
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
 from daemon.services.catalog import Catalog
+from daemon.services.embed import EmbeddingService
 from daemon.services.folder import ModelFolder
 from daemon.services.generate import GenerateService
 from daemon.services.host import HostLimits, ModelHost
@@ -20,6 +21,7 @@ from daemon.services.quantize import QuantizeService
 from daemon.services.tokenizer import TokenizerService
 from daemon.store.models import ModelStore
 from quantd.v1 import (
+    embedding_service_pb2_grpc,
     generate_service_pb2_grpc,
     model_service_pb2_grpc,
     quantize_service_pb2_grpc,
@@ -42,6 +44,7 @@ async def world(tmp_path):
         host=host,
         generate=GenerateService(host),
         tokenizer=TokenizerService(host),
+        embedding=EmbeddingService(host),
         model=model,
         library=LibraryService(host, model),
         quantize=QuantizeService(folder),
@@ -63,6 +66,7 @@ async def world(tmp_path):
         engine=fake.engines[-1],
         generate=generate_service_pb2_grpc.GenerateServiceStub(channel),
         tokenizer=tokenizer_service_pb2_grpc.TokenizerServiceStub(channel),
+        embedding=embedding_service_pb2_grpc.EmbeddingServiceStub(channel),
         model=model_service_pb2_grpc.ModelServiceStub(channel),
         quantize=quantize_service_pb2_grpc.QuantizeServiceStub(channel),
     )

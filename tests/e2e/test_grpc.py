@@ -229,6 +229,7 @@ def test_quantizations_wait_for_each_other_and_a_cancelled_one_leaves_no_file(st
 def test_health_and_reflection(stubs):
     health = health_pb2_grpc.HealthStub(stubs.channel)
     names = ["", "quantd.v1.GenerateService", "quantd.v1.TokenizerService", "quantd.v1.ModelService"]
+    names.append("quantd.v1.EmbeddingService")
     for name in [*names, "quantd.v1.QuantizeService"]:
         assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == 1
     reflection = reflection_pb2_grpc.ServerReflectionStub(stubs.channel)

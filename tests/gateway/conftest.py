@@ -16,8 +16,15 @@ import uvicorn
 from daemon.errors import ApiError
 from daemon.gateway.app import create_app
 from daemon.gateway.backend import Health
+from quantd.v1 import (
+    embed_pb2,
+    embedding_service_pb2,
+    generate_service_pb2,
+    model_pb2,
+    model_service_pb2,
+    tokenizer_service_pb2,
+)
 from quantd.v1 import generate_pb2 as pb
-from quantd.v1 import generate_service_pb2, model_pb2, model_service_pb2, tokenizer_service_pb2
 
 MODEL = model_pb2.Model(
     name="demo",
@@ -116,6 +123,21 @@ class FakeBackend:
     async def render_chat(self, request, context):
         self.requests.append(request.request)
         return tokenizer_service_pb2.RenderChatResponse(prompt="<prompt>", ids=[1, 2, 3])
+
+    async def embed(self, request, context):
+        """Vectors of 4 numbers; the first tells the length of the input, and length 1 is kept."""
+        self.requests.append(request)
+        self.contexts.append(context)
+        if isinstance(self.texts[0], Exception):
+            raise self.texts[0]
+        answer = embedding_service_pb2.EmbedResponse(model=request.model)
+        for one in request.input:
+            size = len(one.text) or len(one.tokens.ids)
+            first = 1 / (1 + size)
+            values = [first, (1 - first**2) ** 0.5, 0, 0]
+            answer.embeddings.append(embed_pb2.Embedding(values=values, num_tokens=size))
+            answer.prompt_tokens += size
+        return answer
 
     async def health(self):
         return self.state

@@ -310,7 +310,6 @@ async def test_unknown_models(client, make_chat, model):
         ("POST", "//v1/chat/completions", 404),
         ("POST", "/v1/chat/completions/", 404),
         ("GET", "/v1/models/..%2f..%2fetc", 404),
-        ("POST", "/v1/embeddings", 404),
         ("GET", "/metrics", 404),
         ("GET", CHAT, 405),
         ("PUT", TEXT, 405),

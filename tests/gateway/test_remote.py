@@ -13,8 +13,13 @@ from daemon.errors import ApiError, to_rpc_status
 from daemon.gateway.app import create_app
 from daemon.gateway.backend import CallContext
 from daemon.gateway.remote import RemoteBackend
+from quantd.v1 import (
+    embedding_service_pb2_grpc,
+    generate_service_pb2_grpc,
+    model_service_pb2_grpc,
+    tokenizer_service_pb2_grpc,
+)
 from quantd.v1 import generate_pb2 as pb
-from quantd.v1 import generate_service_pb2_grpc, model_service_pb2_grpc, tokenizer_service_pb2_grpc
 from quantd.v1 import tokenizer_service_pb2 as tokenizer_rpc
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -82,6 +87,17 @@ class Tokens(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
         return tokenizer_rpc.DetokenizeResponse(text="x" * len(request.ids))
 
 
+class Embeddings(embedding_service_pb2_grpc.EmbeddingServiceServicer):
+    def __init__(self, backend):
+        self.backend = backend
+
+    async def Embed(self, request, context):
+        try:
+            return await self.backend.embed(request, None)
+        except ApiError as failure:
+            await abort(context, failure)
+
+
 @pytest.fixture
 async def remote(backend):
     """A RemoteBackend that talks to a gRPC server over the fake backend."""
@@ -89,6 +105,7 @@ async def remote(backend):
     generate_service_pb2_grpc.add_GenerateServiceServicer_to_server(Generate(backend), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(backend), server)
     tokenizer_service_pb2_grpc.add_TokenizerServiceServicer_to_server(Tokens(), server)
+    embedding_service_pb2_grpc.add_EmbeddingServiceServicer_to_server(Embeddings(backend), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -105,6 +122,16 @@ async def gateway(remote):
     transport = httpx2.ASGITransport(app=create_app(remote))
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
+
+
+async def test_same_embeddings(gateway, client, backend):
+    body = {"model": "demo", "input": ["abc", "de"]}
+    there, here = [await one.post("/v1/embeddings", json=body) for one in (gateway, client)]
+    assert there.status_code == 200
+    assert there.json() == here.json()
+    backend.texts = [ApiError("CONTEXT_LENGTH_EXCEEDED", "too long", field="input[1]")]
+    refused = await gateway.post("/v1/embeddings", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input[1]")
 
 
 async def test_same_answers(gateway, client, make_chat):

@@ -54,6 +54,7 @@ class Tiny:
     quant: str = "F32"  # of the matrices
     seed: int = 1
     keys: dict[str, object] = field(default_factory=dict)  # overrides; None removes the key
+    tokenizer: dict[str, object] = field(default_factory=dict)  # whole keys of a vocabulary
     skip: tuple[str, ...] = ()  # tensors left out
     tensors: dict[str, np.ndarray] = field(default_factory=dict)  # replaced or added, unquantized
 
@@ -178,7 +179,7 @@ def write_tiny(path: Path, t: Tiny) -> Path:
     """Write the model; matrices in its type, vectors in F32."""
     rng = np.random.default_rng(t.seed)
     writer = gguf.GGUFWriter(path, t.arch)
-    for key, value in metadata(t).items():
+    for key, value in (metadata(t) | t.tokenizer).items():
         _add(writer, key, value)
     tensors: dict[str, np.ndarray] = {}
     for name, shape in shapes(t).items():

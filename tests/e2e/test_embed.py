@@ -1,0 +1,88 @@
+"""An encoder with random weights, served by the real daemon to the real client."""
+
+import grpc
+import numpy as np
+import openai
+import pytest
+
+from daemon.errors import from_rpc_error
+from quantd.v1 import embedding_service_pb2 as rpc
+from quantd.v1 import embedding_service_pb2_grpc, generate_pb2, generate_service_pb2_grpc
+from runtime.memory import RuntimeSettings
+from runtime.model import load_model
+from tests.e2e.harness import Daemon
+from tests.models.support import Tiny, write_tiny
+
+WORDS = ["a", "fox", "and", "dog", "ran", "far", "##s", "home", "the", "sun", "red", "sea", "saw", "now"]
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A bert of two layers and 20 words that takes texts of 32 tokens."""
+    tokens = [
+        text[2:] if text.startswith("##") else text if text[0] == "[" else f"\u2581{text}" for text in TOKENS
+    ]
+    # Tiny's keys are those of the architecture; the tokenizer's are written as they are.
+    path = tmp_path_factory.mktemp("encoder") / "mini.gguf"
+    return write_tiny(path, Tiny(arch="bert", context=32, n_vocab=len(tokens), tokenizer=vocabulary(tokens)))
+
+
+def vocabulary(tokens):
+    return {
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * 5 + [1] * len(WORDS),
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 3,
+        "tokenizer.ggml.seperator_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+    }
+
+
+@pytest.fixture(scope="module")
+def daemon(encoder):
+    made = Daemon(encoder, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--kv-budget", "16MiB")
+    yield made
+    made.kill()
+
+
+def test_the_official_client_gets_the_models_vectors(daemon, encoder):
+    texts = ["a fox ran home", "the dogs saw the red sea", "now"]
+    with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.embeddings.create(model="mini", input=texts)
+        short = client.embeddings.create(model="mini", input=texts[0], dimensions=8).data[0].embedding
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="mini", input=["a", "fox " * 40])
+        with pytest.raises(openai.BadRequestError, match="gives embeddings"):
+            client.completions.create(model="mini", prompt="a")
+        ranked = client.post(
+            "/rerank", body={"model": "mini", "query": texts[2], "documents": texts}, cast_to=object
+        )
+    model = load_model(encoder, RuntimeSettings(kv_budget_bytes=16 << 20, threads=1))
+    ids = [model.tokenizer.encode(text) for text in texts]
+    expected = model.embed(ids)
+    model.close()
+    assert [len(one) for one in ids] == [6, 9, 3]
+    assert answer.usage.prompt_tokens == 18
+    np.testing.assert_allclose([one.embedding for one in answer.data], expected, atol=1e-6)
+    np.testing.assert_allclose(short, expected[0, :8] / np.linalg.norm(expected[0, :8]), atol=1e-6)
+    assert (caught.value.param, caught.value.code) == ("input[1]", "context_length_exceeded")
+    assert [one["index"] for one in ranked["results"]] == [
+        int(i) for i in np.argsort(-(expected @ expected[2]))
+    ]
+
+
+def test_grpc(daemon):
+    with grpc.insecure_channel(daemon.grpc) as channel:
+        stub = embedding_service_pb2_grpc.EmbeddingServiceStub(channel)
+        answer = stub.Embed(rpc.EmbedRequest(input=[{"text": "fox " * 40}], truncate=True))
+        assert answer.embeddings[0].truncated
+        assert answer.prompt_tokens == 32
+        assert np.linalg.norm(answer.embeddings[0].values) == pytest.approx(1, abs=1e-5)
+        generate = generate_service_pb2_grpc.GenerateServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(generate.Generate(generate_pb2.GenerateRequest(text="a")))
+        assert from_rpc_error(caught.value).field == "model"
