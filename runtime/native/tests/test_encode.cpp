@@ -79,8 +79,10 @@ void check_finite(const std::vector<uint8_t>& blocks, Type type, const std::vect
     for (float x : rows) largest = std::fmax(largest, std::fabs(x));
     bool ok = true;
     for (size_t i = 0; i < rows.size(); ++i) {
-        // Coarse on purpose: the quality of the search is tested against other encoders in Python.
-        ok = ok && std::isfinite(values[i]) && std::fabs(values[i] - rows[i]) <= 0.3f * largest + 1e-7f;
+        // Coarse on purpose: the quality of the search is tested against other encoders in Python.  Two bits
+        // over a range of twice the largest value are off by up to a third of it.
+        const float share = type == Type::Q2_K ? 0.36f : 0.3f;
+        ok = ok && std::isfinite(values[i]) && std::fabs(values[i] - rows[i]) <= share * largest + 1e-7f;
     }
     CHECK(ok);
 }

@@ -17,6 +17,8 @@ using namespace quantd;
 
 constexpr int64_t kWidth = 64, kHeads = 4, kKvHeads = 2, kHeadDim = 16, kHidden = 80, kVocab = 48;
 constexpr int64_t kMaxRows = 12, kPages = 6, kPageTokens = 4, kLayers = 2;
+constexpr int64_t kPositions =
+    2 * kPageTokens;  // that a table of positions has: a sequence has one page or two
 
 // A model of two layers with random F32 weights, each in a heap block of exactly its size.
 struct Model {
