@@ -179,6 +179,13 @@ class Metrics:
             "vllm:request_generation_tokens", "Tokens generated for a request.", _TOKENS
         )
 
+        self._embeddings = counter("quantd_embeddings", "Texts that were embedded.")
+        self._embedding_tokens = counter("quantd_embedding_tokens", "Tokens of the texts that were embedded.")
+        self._embedding_s = histogram(
+            "quantd_embedding_request_seconds",
+            "From acceptance of a request for embeddings to its end.",
+            _REQUEST_S,
+        )
         self._loads = counter("quantd_model_loads", "Loads of models, by result.", ("result",))
         self._evictions = counter("quantd_model_evictions", "Idle models that made room for another.", ())
         self._load_s = Histogram(
@@ -216,6 +223,13 @@ class Metrics:
         self._e2e.labels(*labels).observe(queue_s + prefill_s + decode_s)
         self._request_prompt.labels(*labels).observe(prompt_tokens)
         self._request_generated.labels(*labels).observe(generated_tokens)
+
+    def embedded(self, model: str, *, num_inputs: int, prompt_tokens: int, seconds: float) -> None:
+        """A request for embeddings ended well."""
+        labels = (model, "0")
+        self._embeddings.labels(*labels).inc(num_inputs)
+        self._embedding_tokens.labels(*labels).inc(prompt_tokens)
+        self._embedding_s.labels(*labels).observe(seconds)
 
     def rejected(self, reason: str) -> None:
         """A request was refused before any work; `reason` is the UPPER_SNAKE word of the error table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import base64
+import operator
 import re
 import sys
 from collections.abc import Sequence
@@ -94,8 +95,7 @@ def make_router(backend: Backend) -> APIRouter:
             answer = await backend.embed(message, context)
         except ApiError as failure:
             raise _as_rerank(failure) from None
-        query, *vectors = answer.embeddings
-        scores = [_dot(query.values, one.values) for one in vectors]
+        scores = await asyncio.to_thread(_scores, answer)
         order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: asked.top_n]
         results: list[dict[str, Any]] = []
         for index in order:
@@ -179,9 +179,10 @@ def _base64(values: Sequence[float]) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _dot(one: Sequence[float], other: Sequence[float]) -> float:
-    """The cosine of vectors of length 1."""
-    return sum(a * b for a, b in zip(one, other, strict=True))
+def _scores(answer: rpc.EmbedResponse) -> list[float]:
+    """The cosine of the first vector with each of the others; all have length 1."""
+    query = list(answer.embeddings[0].values)
+    return [sum(map(operator.mul, query, one.values)) for one in answer.embeddings[1:]]
 
 
 def _context(request: Request) -> CallContext:

@@ -145,5 +145,6 @@ def _model(model: model_pb2.Model) -> dict[str, Any]:
             "n_ctx": model.session_context_tokens,
             "n_vocab": model.vocab_size,
             "has_chat_template": model.has_chat_template,
+            "gives_embeddings": model.gives_embeddings,
         },
     }

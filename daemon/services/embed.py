@@ -64,13 +64,13 @@ class EmbeddingService:
         """Embeds texts; the vectors come in the order of the inputs."""
         metrics = self._host.metrics
         started_s = time.monotonic()
-        _check_inputs(request)
-        keep_alive_s = from_ms(request.keep_alive_ms) if request.HasField("keep_alive_ms") else None
         ticket: Ticket | None = None
-        async with self._host.admit(
-            request.model, deadline=call.deadline, keep_alive_s=keep_alive_s
-        ) as served:
-            try:
+        try:
+            _check_inputs(request)
+            keep_alive_s = from_ms(request.keep_alive_ms) if request.HasField("keep_alive_ms") else None
+            async with self._host.admit(
+                request.model, deadline=call.deadline, keep_alive_s=keep_alive_s
+            ) as served:
                 _check_model(request, served)
                 encoded = await asyncio.get_running_loop().run_in_executor(
                     self._host.text_workers, _encode, request, served.model
@@ -81,30 +81,29 @@ class EmbeddingService:
                 )
                 async for _ in ticket.positions(call.deadline, tell=False):
                     pass
-            except BaseException as failure:
-                if ticket is not None:
-                    ticket.leave()
-                if isinstance(failure, Exception):
-                    metrics.rejected(to_api_error(failure).reason)
-                raise
-            try:
                 vectors = await _compute([ids for ids, _ in encoded], served.model, call)
-            except Exception as failure:
-                metrics.failed(to_api_error(failure).reason)
-                raise
-            finally:
+        except Exception as failure:
+            reason = to_api_error(failure).reason
+            if ticket is not None and ticket.admitted_s is not None:
+                metrics.failed(reason)
+            else:
+                metrics.rejected(reason)
+            raise
+        finally:
+            if ticket is not None:
                 ticket.leave()
-        if request.HasField("dimensions"):
-            vectors = _shortened(vectors, request.dimensions)
+        response = await asyncio.to_thread(_response, request, served.name, vectors, encoded)
+        total_s = time.monotonic() - started_s
+        metrics.embedded(served.name, num_inputs=len(encoded), prompt_tokens=num_tokens, seconds=total_s)
         log.info(
             "embeddings_finished",
             request_id=call.request_id,
             inputs=len(encoded),
             prompt_tokens=num_tokens,
             queue_ms=round(ticket.waited_s * 1e3, 1),
-            total_ms=round((time.monotonic() - started_s) * 1e3, 1),
+            total_ms=round(total_s * 1e3, 1),
         )
-        return _response(served.name, vectors, encoded)
+        return response
 
     def _line_of(self, served: Served) -> Line:
         """The line in front of a model; it goes with the model."""
@@ -224,7 +223,12 @@ def _shortened(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.floa
     return (kept / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def _response(name: str, vectors: NDArray[np.float32], encoded: Sequence[_EncodedText]) -> rpc.EmbedResponse:
+def _response(
+    request: rpc.EmbedRequest, name: str, vectors: NDArray[np.float32], encoded: Sequence[_EncodedText]
+) -> rpc.EmbedResponse:
+    """The answer from the vectors (n_inputs, n_embd)."""
+    if request.HasField("dimensions"):
+        vectors = _shortened(vectors, request.dimensions)
     response = rpc.EmbedResponse(model=name)
     for vector, (ids, truncated) in zip(vectors, encoded, strict=True):
         response.embeddings.append(

@@ -83,6 +83,10 @@ async def test_vectors_in_order(world, encoder):
     ):
         assert one.values == pytest.approx(expected / np.linalg.norm(expected), rel=1e-6)
     assert encoder.calls == [[[97, 98, 99], [97, 98], [122]]]
+    count = world.host.metrics.registry.get_sample_value
+    labels = {"model_name": "tiny", "engine": "0"}
+    assert count("quantd_embeddings_total", labels) == 3
+    assert count("quantd_embedding_tokens_total", labels) == 6
 
 
 async def test_dimensions_are_scaled_to_length_1_again(world, encoder):
@@ -169,6 +173,10 @@ async def test_a_model_without_a_template_is_described_with_a_warning(world):
 async def test_numbers_that_are_not_finite(world, encoder):
     world.host.served.model.embed = lambda sequences: np.full((len(sequences), N_EMBD), np.nan, np.float32)
     assert (await refusal(world, request("a"))).reason == "NON_FINITE_LOGITS"
+    count = world.host.metrics.registry.get_sample_value
+    assert count("quantd_requests_failed_total", {"reason": "NON_FINITE_LOGITS"}) == 1
+    assert (await refusal(world, request("a", model="none"))).reason == "MODEL_NOT_FOUND"
+    assert count("quantd_requests_rejected_total", {"reason": "MODEL_NOT_FOUND"}) == 1
 
 
 async def test_one_request_at_a_time(world, encoder):

@@ -4,6 +4,8 @@ import grpc
 import numpy as np
 import openai
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from daemon.errors import from_rpc_error
 from quantd.v1 import embedding_service_pb2 as rpc
@@ -54,6 +56,7 @@ def test_the_official_client_gets_the_models_vectors(daemon, encoder):
     with openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client:
         answer = client.embeddings.create(model="mini", input=texts)
         short = client.embeddings.create(model="mini", input=texts[0], dimensions=8).data[0].embedding
+        assert client.models.list().data[0].meta["gives_embeddings"]
         with pytest.raises(openai.BadRequestError) as caught:
             client.embeddings.create(model="mini", input=["a", "fox " * 40])
         with pytest.raises(openai.BadRequestError, match="gives embeddings"):
@@ -77,6 +80,12 @@ def test_the_official_client_gets_the_models_vectors(daemon, encoder):
 
 def test_grpc(daemon):
     with grpc.insecure_channel(daemon.grpc) as channel:
+        asked = health_pb2.HealthCheckRequest(service="quantd.v1.EmbeddingService")
+        assert health_pb2_grpc.HealthStub(channel).Check(asked).status == 1
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        wanted = reflection_pb2.ServerReflectionRequest(list_services="")
+        listed = next(reflection.ServerReflectionInfo(iter([wanted]))).list_services_response.service
+        assert asked.service in {one.name for one in listed}
         stub = embedding_service_pb2_grpc.EmbeddingServiceStub(channel)
         answer = stub.Embed(rpc.EmbedRequest(input=[{"text": "fox " * 40}], truncate=True))
         assert answer.embeddings[0].truncated
