@@ -232,3 +232,17 @@ async def test_a_keys_tokens_are_charged(world, encoder):
     assert caught.value.reason == "RATE_LIMITED"
     assert len(encoder.calls) == 5
     assert caller.num_running == caller.num_waiting == 0
+
+
+async def test_the_deadline_ends_a_request_between_two_steps(world, encoder):
+    encoder.gate.clear()
+    call = asyncio.ensure_future(
+        world.services.embedding.embed(request("a" * 10, "b" * 10), Call.within(0.1))
+    )
+    await until(lambda: encoder.calls)
+    await asyncio.sleep(0.12)
+    encoder.gate.set()
+    with pytest.raises(ApiError) as caught:
+        await call
+    assert caught.value.reason == "DEADLINE_EXCEEDED"
+    assert len(encoder.calls) == 1
