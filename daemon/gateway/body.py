@@ -23,13 +23,16 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _CONTENT_TYPE = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
 
 
-async def read_json(request: Request) -> dict[str, Any]:
+async def read_json(request: Request, *, any_media_type: bool = False) -> dict[str, Any]:
     """The JSON object of a request's body.
+
+    `any_media_type`: whatever Content-Type says, as long as no web page sends it (a page's requests name their origin, and
+    could be made without asking first where the type is not JSON).
 
     Raises ApiError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE before more is read than MAX_BODY_BYTES, REQUEST_TIMEOUT,
     INVALID_ARGUMENT for anything that is no plain JSON object.  What the body said is never repeated.
     """
-    _check_headers(request)
+    _check_headers(request, any_media_type=any_media_type and "origin" not in request.headers)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             body = await _read(request)
@@ -42,9 +45,9 @@ async def read_json(request: Request) -> dict[str, Any]:
     return await asyncio.to_thread(parse_object, body)
 
 
-def _check_headers(request: Request) -> None:
+def _check_headers(request: Request, *, any_media_type: bool) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip()
-    if not _CONTENT_TYPE.fullmatch(media_type):
+    if not any_media_type and not _CONTENT_TYPE.fullmatch(media_type):
         raise ApiError(
             "UNSUPPORTED_MEDIA_TYPE", "The body must be JSON: send Content-Type: application/json."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from daemon.errors import ApiError
 from daemon.gateway.answers import Whole
 from daemon.gateway.events import EventSource, unless_gone
 from daemon.gateway.replies import JsonResponse
-from daemon.gateway.sse import Writer, event_response, frames
+from daemon.gateway.sse import Writer, event_response, frames, line_response
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,21 @@ class Responder:
 
     async def stream(self, request: Request, source: EventSource, writer: Writer) -> Response:
         """The answer as server-sent events; what fails before the first token is a real status."""
+        content = await self._frames(request, source, writer)
+        return event_response(content, ping_s=self.ping_s, send_timeout_s=self.send_timeout_s)
+
+    async def lines(self, request: Request, source: EventSource, writer: Writer) -> Response:
+        """The answer as lines of JSON; what fails before the first token is a real status."""
+        content = await self._frames(request, source, writer)
+        return line_response(content, send_timeout_s=self.send_timeout_s)
+
+    async def _frames(self, request: Request, source: EventSource, writer: Writer) -> AsyncIterator[bytes]:
         try:
             head, waiting = await unless_gone(request, source.peek(self.first_event_s))
         except BaseException:
             source.cancel()
             raise
-        content = frames(source, head, waiting, writer)
-        return event_response(content, ping_s=self.ping_s, send_timeout_s=self.send_timeout_s)
+        return frames(source, head, waiting, writer)
 
 
 async def _gather(source: EventSource) -> Whole:

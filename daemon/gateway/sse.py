@@ -17,6 +17,7 @@ from quantd.v1 import generate_pb2 as pb
 
 PING_S = 15.0
 SEND_TIMEOUT_S = 60.0
+_NEVER_S = 10**9
 DONE = b"data: [DONE]\n\n"
 
 
@@ -63,6 +64,16 @@ def event_response(
         ping=ping_s,
         send_timeout=send_timeout_s,
         ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+    )
+
+
+def line_response(content: AsyncIterator[bytes], *, send_timeout_s: float) -> EventSourceResponse:
+    """A response that sends lines of JSON as they come; such streams have no comments.
+
+    It ends when the client goes away, or reads nothing for `send_timeout_s`.
+    """
+    return _EventStream(
+        content, media_type="application/x-ndjson", sep="\n", ping=_NEVER_S, send_timeout=send_timeout_s
     )
 
 

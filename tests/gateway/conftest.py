@@ -124,6 +124,30 @@ class FakeBackend:
         self.requests.append(request.request)
         return tokenizer_service_pb2.RenderChatResponse(prompt="<prompt>", ids=[1, 2, 3])
 
+    async def show_model(self, request, context):
+        found = await self.get_model(request, context)
+        answer = model_service_pb2.ShowModelResponse(
+            model=found.model, template="{{ tools }} <think>", system="Be brief"
+        )
+        answer.parameters.sampling.temperature = 0.5
+        answer.parameters.max_tokens = 9
+        answer.parameters.stop.append("x")
+        answer.metadata_json["general.architecture"] = '"llama"'
+        answer.metadata_json["x.list"] = "null"
+        return answer
+
+    async def list_running(self, request, context):
+        one = model_service_pb2.RunningModel(model=MODEL, memory_bytes=1000)
+        return model_service_pb2.ListRunningResponse(models=[one])
+
+    async def load_model(self, request, context):
+        self.requests.append(request)
+        return model_service_pb2.LoadModelResponse(model=MODEL)
+
+    async def unload_model(self, request, context):
+        self.requests.append(request)
+        return model_service_pb2.UnloadModelResponse()
+
     async def embed(self, request, context):
         """Vectors of 4 numbers; the first tells the length of the input, and length 1 is kept."""
         self.requests.append(request)
