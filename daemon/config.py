@@ -23,7 +23,17 @@ PREFIX = "QUANTD_"
 _FOREIGN_VARIABLES = {
     "OLLAMA_MAX_KV_CACHE": "kv_budget",
     "OLLAMA_KEEP_ALIVE": "keep_alive",
+    "OLLAMA_MAX_QUEUE": "max_waiting",
+    "OLLAMA_KV_CACHE_TYPE": "kv_type",
+    "OLLAMA_NUM_PARALLEL": "sessions",
+    "OLLAMA_MAX_LOADED_MODELS": "max_models",
+    "OLLAMA_CONTEXT_LENGTH": "context",
     "HF_ENDPOINT": "hub",
+}
+
+# What these say where Ollama is to choose by itself.
+_UNSET = {
+    (name, "0") for name in ("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_CONTEXT_LENGTH")
 }
 
 
@@ -187,7 +197,7 @@ def load(
         name = key.replace("-", "_")
         values[name], sources[name] = value, file_name
     for variable, name in _FOREIGN_VARIABLES.items():
-        if environ.get(variable):
+        if environ.get(variable) and (variable, environ[variable]) not in _UNSET:
             values[name], sources[name] = environ[variable], variable
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()

@@ -18,6 +18,7 @@ from daemon.gateway import (
     routes_embed,
     routes_embeddings,
     routes_ollama,
+    routes_ollama_store,
     routes_openai,
     routes_status,
     routes_tokens,
@@ -65,6 +66,7 @@ def create_app(
     app.include_router(routes_embeddings.make_router(backend))
     app.include_router(routes_embed.make_router(backend))
     app.include_router(routes_ollama.make_router(backend, responder, version=version))
+    app.include_router(routes_ollama_store.make_router(backend, send_timeout_s=send_timeout_s))
     app.include_router(routes_status.make_router(backend, version=version, kv_budget_bytes=kv_budget_bytes))
     if metrics_app is not None:
         app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))

@@ -40,6 +40,22 @@ def test_kv_budget_answers_to_ollamas_variable(tmp_path):
     assert load({}, file, {}).kv_budget == 2**20
 
 
+def test_more_of_ollamas_variables(tmp_path):
+    environ = {
+        "OLLAMA_NUM_PARALLEL": "2",
+        "OLLAMA_MAX_LOADED_MODELS": "1",
+        "OLLAMA_MAX_QUEUE": "512",
+        "OLLAMA_CONTEXT_LENGTH": "2048",
+        "OLLAMA_KV_CACHE_TYPE": "q8_0",
+    }
+    settings = load({}, write(tmp_path, ""), environ)
+    assert (settings.sessions, settings.max_models, settings.max_waiting) == (2, 1, 512)
+    assert (settings.context, settings.kv_type) == (2048, "q8_0")
+    chosen = dict.fromkeys(("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_CONTEXT_LENGTH"), "0")
+    settings = load({}, write(tmp_path, ""), chosen)
+    assert (settings.sessions, settings.max_models, settings.context) == (4, 3, None)
+
+
 def test_every_error_at_once_with_key_and_source(tmp_path):
     file = write(tmp_path, 'sessions = "many"\nnonsense = 1\n')
     with pytest.raises(ApiError) as caught:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.e2e.harness import small
+
 ollama = pytest.importorskip("ollama", reason="needs the ollama client (the dev extra)")
 
 QUESTION = [{"role": "user", "content": "What is 12 plus 7?"}]
@@ -40,3 +42,18 @@ def test_what_is_there(client):
     with pytest.raises(ollama.ResponseError) as caught:
         client.show("nope")
     assert caught.value.status_code == 404
+
+
+def test_models_of_the_store(start, models, tmp_path):
+    daemon = start(*small(models), "--store-dir", tmp_path)
+    with ollama.Client(host=daemon.url) as client:
+        digest = client.create_blob(models / "demo.gguf")
+        client.create("mine", files={"demo.gguf": digest}, parameters={"num_predict": 4}, system="Be brief")
+        assert client.show("mine").parameters == "num_predict 4"
+        assert client.chat("mine", QUESTION).eval_count <= 4
+        client.copy("mine", "other")
+        assert client.generate("mine", keep_alive=0).done_reason == "unload"
+        client.delete("mine")
+        names = {model.model for model in client.list().models}
+        assert "other:latest" in names
+        assert "mine:latest" not in names

@@ -136,6 +136,33 @@ class FakeBackend:
         answer.metadata_json["x.list"] = "null"
         return answer
 
+    async def copy_model(self, request, context):
+        self.requests.append(request)
+        return model_service_pb2.CopyModelResponse()
+
+    async def delete_model(self, request, context):
+        self.requests.append(request)
+        return model_service_pb2.DeleteModelResponse()
+
+    async def create_model(self, request, context):
+        self.requests.append(request)
+        return model_service_pb2.CreateModelResponse(model=MODEL)
+
+    async def has_blob(self, request, context):
+        return model_service_pb2.HasBlobResponse(exists=request.digest == "sha256:aa")
+
+    async def upload_blob(self, parts, context):
+        self.requests += [part async for part in parts]
+        return model_service_pb2.UploadBlobResponse()
+
+    async def pull_model(self, request, context):
+        for text in self.texts:
+            if isinstance(text, Exception):
+                raise text
+            progress = model_service_pb2.PullProgress(status=text, digest="sha256:aa", total_bytes=9)
+            yield model_service_pb2.PullModelResponse(progress=progress)
+        yield model_service_pb2.PullModelResponse(model=MODEL)
+
     async def list_running(self, request, context):
         one = model_service_pb2.RunningModel(model=MODEL, memory_bytes=1000)
         return model_service_pb2.ListRunningResponse(models=[one])

@@ -210,3 +210,47 @@ async def test_what_is_known_of_a_model(client):
     running = (await client.get("/api/ps")).json()["models"]
     assert (running[0]["name"], running[0]["size"], running[0]["context_length"]) == ("demo", 1000, 512)
     assert running[0]["expires_at"].startswith("2100-")
+
+
+async def test_models_of_the_store(client, backend):
+    answers = [
+        await client.post("/api/copy", json={"source": "demo", "destination": "b"}),
+        await client.request("DELETE", "/api/delete", json={"model": "b"}),
+        await client.post(
+            "/api/create",
+            json={
+                "model": "c",
+                "files": {"a.gguf": "sha256:aa"},
+                "parameters": {"num_ctx": 64},
+                "stream": False,
+            },
+        ),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[2].json() == {"status": "success"}
+    copied, deleted, made = backend.requests
+    assert (copied.source, copied.destination, deleted.name) == ("demo", "b", "b")
+    assert (made.files[0].file, made.files[0].digest) == ("a.gguf", "sha256:aa")
+    assert made.parameters.context_tokens == 64
+    answer = await client.post("/api/create", json={"model": "c", "from": "demo", "quantize": "q4_K_M"})
+    assert (answer.status_code, "quantize" in answer.json()["error"]) == (400, True)
+
+
+async def test_blobs(client, backend):
+    assert (await client.head("/api/blobs/sha256:aa")).status_code == 200
+    assert (await client.head("/api/blobs/sha256:bb")).status_code == 404
+    assert (await client.post("/api/blobs/sha256:bb", content=b"weights" * 300_000)).status_code == 201
+    assert backend.requests[0].digest == "sha256:bb"
+    assert b"".join(part.data for part in backend.requests) == b"weights" * 300_000
+    assert max(len(part.data) for part in backend.requests) <= 2 << 20
+
+
+async def test_a_download_as_lines(client, backend):
+    lines = await lines_of(client, "/api/pull", {"model": "x"})
+    assert lines[0] == {"status": "Hello", "digest": "sha256:aa", "total": 9, "completed": 0}
+    assert (len(lines), lines[-1]) == (5, {"status": "success"})
+    assert (await client.post("/api/pull", json={"model": "x", "stream": False})).json() == lines[-1]
+    backend.texts = ["Hello", ApiError("DOWNLOAD_FAILED", "Gone.")]
+    assert (await lines_of(client, "/api/pull", {"model": "x"}))[-1] == {"error": "Gone."}
+    backend.texts = [ApiError("DOWNLOAD_FAILED", "Gone.")]
+    assert (await client.post("/api/pull", json={"model": "x"})).status_code == 502

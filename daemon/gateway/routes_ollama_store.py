@@ -1,0 +1,177 @@
+"""Ollama's API: the models of the store, and the blobs that they are made of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from daemon.errors import ApiError
+from daemon.gateway.backend import Backend, CallContext
+from daemon.gateway.body import BODY_TIMEOUT_S, read_json
+from daemon.gateway.events import unless_gone
+from daemon.gateway.fields import refuse
+from daemon.gateway.ollama_answer import failure_message, json_line
+from daemon.gateway.ollama_request import options_message
+from daemon.gateway.replies import JsonResponse
+from daemon.gateway.routes_ollama import NDJSON, OllamaRoute, context_of, model_name
+from daemon.gateway.sse import line_response
+from quantd.v1 import model_service_pb2 as rpc
+
+_PART_BYTES = 1 << 20
+_REFUSED = ("quantize", "adapters", "messages", "draft_files", "draft_quantize")
+
+
+def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
+    """Routes over `backend`; a client that reads nothing of a download for `send_timeout_s` loses the connection."""
+    router = APIRouter(route_class=OllamaRoute)
+
+    @router.post("/api/copy", response_model=None)
+    async def copy(request: Request) -> Response:
+        """Give a model a second name."""
+        body = await read_json(request, any_media_type=True)
+        message = rpc.CopyModelRequest(
+            source=model_name(body, "source"), destination=model_name(body, "destination")
+        )
+        await backend.copy_model(message, context_of(request))
+        return Response()
+
+    @router.delete("/api/delete", response_model=None)
+    async def delete(request: Request) -> Response:
+        """Forget a name."""
+        name = model_name(await read_json(request, any_media_type=True))
+        await backend.delete_model(rpc.DeleteModelRequest(name=name), context_of(request))
+        return Response()
+
+    @router.post("/api/create", response_model=None)
+    async def create(request: Request) -> Response:
+        """Make a model from another one or from blobs."""
+        body = await read_json(request, any_media_type=True)
+        await unless_gone(request, _create(backend, body, context_of(request)))
+        return _succeeded(body)
+
+    @router.post("/api/pull", response_model=None)
+    async def pull(request: Request) -> Response:
+        """Download a model, told in lines of JSON unless `stream` is false."""
+        body = await read_json(request, any_media_type=True)
+        context = context_of(request)
+        events: Any = backend.pull_model(rpc.PullModelRequest(name=model_name(body)), context)
+        try:
+            first = await unless_gone(request, _first(events))
+            if body.get("stream") is False:
+                await unless_gone(request, _read_out(events))
+                return _succeeded(body)
+        except BaseException:
+            await events.aclose()
+            raise
+        return line_response(_pull_lines(first, events, context.request_id), send_timeout_s=send_timeout_s)
+
+    @router.head("/api/blobs/{digest}", response_model=None)
+    async def has_blob(request: Request, digest: str) -> Response:
+        """Say whether a blob is there."""
+        answer = await backend.has_blob(rpc.HasBlobRequest(digest=_digest(digest)), context_of(request))
+        return Response(status_code=200 if answer.exists else 404)
+
+    @router.post("/api/blobs/{digest}", response_model=None)
+    async def upload(request: Request, digest: str) -> Response:
+        """Store a blob, whose bytes are the body."""
+        parts = _parts(request, _digest(digest))
+        async with aclosing(parts):
+            await backend.upload_blob(parts, context_of(request))
+        return Response(status_code=201)
+
+    return router
+
+
+def _succeeded(body: dict[str, Any]) -> Response:
+    if body.get("stream") is False:
+        return JsonResponse({"status": "success"})
+    return Response(json_line({"status": "success"}), media_type=NDJSON)
+
+
+def _digest(text: str) -> str:
+    return text.replace("sha256-", "sha256:", 1)
+
+
+async def _first(events: Any) -> Any:
+    return await anext(events, None)
+
+
+async def _read_out(events: Any) -> None:
+    async for _ in events:
+        pass
+
+
+async def _pull_lines(first: Any, events: Any, request_id: str) -> AsyncIterator[bytes]:
+    try:
+        async with aclosing(events):
+            if first is not None and first.WhichOneof("event") == "progress":
+                yield json_line(_progress(first.progress))
+            async for event in events:
+                if event.WhichOneof("event") == "progress":
+                    yield json_line(_progress(event.progress))
+        yield json_line({"status": "success"})
+    except Exception as failure:  # noqa: BLE001 - the status is sent; the stream itself must say it
+        yield json_line({"error": failure_message(failure, request_id)})
+
+
+def _progress(progress: rpc.PullProgress) -> dict[str, Any]:
+    line: dict[str, Any] = {"status": progress.status}
+    if progress.digest:
+        line |= {
+            "digest": progress.digest,
+            "total": progress.total_bytes,
+            "completed": progress.completed_bytes,
+        }
+    return line
+
+
+async def _create(backend: Backend, body: dict[str, Any], context: CallContext) -> None:
+    for field in _REFUSED:
+        if body.get(field):
+            raise refuse(field, "is not supported by this server")
+    message = rpc.CreateModelRequest(name=model_name(body))
+    if body.get("from"):
+        setattr(message, "from", model_name(body, "from"))
+    files = body.get("files") or {}
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise refuse("files", "must be an object of file names and digests")
+    for name, digest in files.items():
+        message.files.add(file=name, digest=_digest(digest))
+    for field in ("template", "system"):
+        text = body.get(field)
+        if text is not None:
+            if not isinstance(text, str):
+                raise refuse(field, "must be a text")
+            setattr(message, field, text)
+    licenses = body.get("license") or []
+    licenses = [licenses] if isinstance(licenses, str) else licenses
+    if not isinstance(licenses, list) or not all(isinstance(text, str) for text in licenses):
+        raise refuse("license", "must be a text or a list of texts")
+    message.licenses.extend(licenses)
+    if body.get("parameters"):
+        message.parameters.CopyFrom(options_message(body["parameters"], "parameters"))
+    await backend.create_model(message, context)
+
+
+async def _parts(request: Request, digest: str) -> AsyncGenerator[rpc.UploadBlobRequest, None]:
+    """The body in messages of a bounded size; each part must come in time, however many there are."""
+    yield rpc.UploadBlobRequest(digest=digest)
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise ApiError(
+                "REQUEST_TIMEOUT", f"The body brought nothing for {BODY_TIMEOUT_S:g} seconds."
+            ) from None
+        if chunk is None:
+            return
+        for start in range(0, len(chunk), _PART_BYTES):
+            yield rpc.UploadBlobRequest(data=chunk[start : start + _PART_BYTES])
