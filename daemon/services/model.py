@@ -43,8 +43,6 @@ class ModelService:
         entries = {entry.name: entry for entry in await asyncio.to_thread(self._host.folder.entries)}
         if self._host.default is not None:
             entries[self._host.default.name] = self._host.default
-        for slot in self._host.slots:
-            entries.setdefault(slot.entry.name, slot.entry)
         models = []
         for _, entry in sorted(entries.items()):
             served = self._host.loaded(entry)

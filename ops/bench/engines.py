@@ -57,9 +57,9 @@ class Engine:
 
 
 def _lines(command: list[str]) -> list[str]:
-    """What a command that must succeed prints on its standard output."""
+    """What a command that must succeed prints; ik_llama.cpp prints its table among its messages."""
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    return done.stdout.splitlines()
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
 
 
 def _json_points(command: list[str], group: Group) -> Iterator[tuple[Point, float]]:

@@ -103,6 +103,16 @@ async def test_a_model_is_made_shown_copied_and_deleted(world, gguf):
     assert list((world.folder / "store" / "blobs").iterdir()) == []
 
 
+async def test_a_deleted_name_is_gone_though_another_keeps_its_weights_in_memory(world, gguf):
+    await create(world, gguf)
+    await world.model.CopyModel(rpc.CopyModelRequest(source="mine", destination="yours"))
+    await world.model.LoadModel(rpc.LoadModelRequest(name="mine"))
+    await world.model.DeleteModel(rpc.DeleteModelRequest(name="mine"))
+    left = await names(world)
+    assert "yours:latest" in left
+    assert "mine:latest" not in left
+
+
 async def test_a_file_of_the_folder_is_shown_copied_and_not_deleted(world):
     write_gguf(world.folder / "plain.gguf")
     shown = await world.model.ShowModel(rpc.ShowModelRequest(name="plain:latest"))
