@@ -15,12 +15,14 @@ import tempfile
 from pathlib import Path
 
 PROTO = Path(__file__).resolve().parent
-PACKAGE = Path("quantd/v1")
+PACKAGES = (Path("quantd/kserve"), Path("quantd/v1"))
 
 
 def generate(target: Path) -> None:
-    """Writes the package quantd.v1 below `target`."""
-    sources = sorted(str(PACKAGE / source.name) for source in (PROTO / PACKAGE).glob("*.proto"))
+    """Writes the packages below `target`."""
+    sources = sorted(
+        str(source.relative_to(PROTO)) for package in PACKAGES for source in (PROTO / package).glob("*.proto")
+    )
     outputs = [f"--{kind}_out={target}" for kind in ("python", "grpc_python")]
     outputs += [f"--{kind}_out=quiet:{target}" for kind in ("mypy", "mypy_grpc")]
     tools = str(Path(sys.executable).parent)
@@ -28,8 +30,8 @@ def generate(target: Path) -> None:
         [sys.executable, "-m", "grpc_tools.protoc", "-I.", *outputs, *sources],
         cwd=PROTO, check=True, env={"PATH": f"{tools}:/usr/bin:/bin"},
     )  # fmt: skip
-    for package in (target / "quantd", target / PACKAGE):
-        (package / "__init__.py").touch()
+    for package in (Path("quantd"), *PACKAGES):
+        (target / package / "__init__.py").touch()
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Collection
 
 from fastapi import FastAPI
@@ -29,6 +28,7 @@ from daemon.gateway.guard import LOOPBACK_HOSTS, Guard
 from daemon.gateway.replies import error_response
 from daemon.gateway.respond import Responder
 from daemon.gateway.sse import PING_S, SEND_TIMEOUT_S
+from daemon.version import version
 
 # An error before the first token is a real status if it comes within this time; long prompts take longer than that.
 FIRST_EVENT_S = 5.0
@@ -50,10 +50,9 @@ def create_app(
     be asked (None: any; the default is right for a loopback listener).  `kv_budget_bytes` is the configured budget that
     /api/info tells (None: the size of the arena).
     """
-    version = _version()
     app = FastAPI(
         title="quantd",
-        version=version,
+        version=version(),
         description="A language-model server for CPU-only machines, over the OpenAI API.",
         docs_url=None,
         redoc_url=None,
@@ -65,9 +64,9 @@ def create_app(
     app.include_router(routes_tokens.make_router(backend))
     app.include_router(routes_embeddings.make_router(backend))
     app.include_router(routes_embed.make_router(backend))
-    app.include_router(routes_ollama.make_router(backend, responder, version=version))
+    app.include_router(routes_ollama.make_router(backend, responder, version=version()))
     app.include_router(routes_ollama_store.make_router(backend, send_timeout_s=send_timeout_s))
-    app.include_router(routes_status.make_router(backend, version=version, kv_budget_bytes=kv_budget_bytes))
+    app.include_router(routes_status.make_router(backend, version=version(), kv_budget_bytes=kv_budget_bytes))
     if metrics_app is not None:
         app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))
     app.add_exception_handler(ApiError, _answer_failure)
@@ -107,10 +106,3 @@ async def _answer_http_exception(request: Request, failure: Exception) -> Respon
     if failure.status_code == 404:
         return error_response(ApiError("NOT_FOUND", "There is no such path."), request.state.request_id)
     return error_response(ApiError("INVALID_ARGUMENT", "The request is malformed."), request.state.request_id)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("quantd")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"

@@ -22,7 +22,9 @@ from daemon.services.call import Call, new_request_id
 
 log = structlog.stdlib.get_logger("quantd.rpc")
 
-PREFIX = "/quantd.v1."
+PREFIXES = ("/quantd.v1.", "/inference.GRPCInferenceService/")
+# What tells no more than health does, and to whom health does: probes have no key.
+OPEN = tuple(f"{PREFIXES[1]}{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata"))
 REQUEST_ID_KEY = "x-request-id"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -33,7 +35,7 @@ current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("quantd_call
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of quantd.v1; health and reflection stay as they are, and need no key."""
+    """Wraps the handlers of our services; health and reflection stay as they are, and need no key."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -44,25 +46,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or not str(handler_call_details.method).startswith(PREFIX):
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(PREFIXES):
             return handler
+        gate = None if method in OPEN else self._gate
         # Requests arrive as bytes: gRPC's own decoding answers a broken message with UNKNOWN and Python's text.
         decode = handler.request_deserializer
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                _conversing(handler.stream_stream, decode, gate), None, handler.response_serializer
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _streaming(handler.unary_stream, decode, self._gate), None, handler.response_serializer
+                _streaming(handler.unary_stream, decode, gate), None, handler.response_serializer
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                _uploading(handler.stream_unary, decode, self._gate), None, handler.response_serializer
+                _uploading(handler.stream_unary, decode, gate), None, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, decode, self._gate), None, handler.response_serializer
+            _unary(handler.unary_unary, decode, gate), None, handler.response_serializer
         )
 
 
 def _streaming(
-    method: Callable[[Any, Any], AsyncGenerator[Any, None]], decode: Callable[[bytes], Any], gate: Gate
+    method: Callable[[Any, Any], AsyncGenerator[Any, None]], decode: Callable[[bytes], Any], gate: Gate | None
 ) -> Any:
     async def handle(data: bytes, context: Any) -> None:
         call = await _begin(context)
@@ -78,7 +86,9 @@ def _streaming(
     return handle
 
 
-def _unary(method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], gate: Gate) -> Any:
+def _unary(
+    method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], gate: Gate | None
+) -> Any:
     async def handle(data: bytes, context: Any) -> Any:
         call = await _begin(context)
         try:
@@ -91,22 +101,38 @@ def _unary(method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes
 
 
 def _uploading(
-    method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], gate: Gate
+    method: Callable[[Any, Any], Awaitable[Any]], decode: Callable[[bytes], Any], gate: Gate | None
 ) -> Any:
     async def handle(parts: AsyncIterator[bytes], context: Any) -> Any:
         call = await _begin(context)
-
-        async def messages() -> AsyncIterator[Any]:
-            async for part in parts:
-                yield _decoded(decode, part)
-
         try:
             _admit(context, call, gate)
-            return await method(messages(), context)
+            return await method(_messages(parts, decode), context)
         except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
             await _abort(context, failure, call)
 
     return handle
+
+
+def _conversing(
+    method: Callable[[Any, Any], AsyncGenerator[Any, None]], decode: Callable[[bytes], Any], gate: Gate | None
+) -> Any:
+    async def handle(parts: AsyncIterator[bytes], context: Any) -> None:
+        call = await _begin(context)
+        try:
+            _admit(context, call, gate)
+            async with aclosing(method(_messages(parts, decode), context)) as events:
+                async for event in events:
+                    await context.write(event)
+        except Exception as failure:  # noqa: BLE001  the border: everything becomes a status
+            await _abort(context, failure, call)
+
+    return handle
+
+
+async def _messages(parts: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for part in parts:
+        yield _decoded(decode, part)
 
 
 def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:
@@ -128,8 +154,11 @@ async def _begin(context: Any) -> Call:
     return call
 
 
-def _admit(context: Any, call: Call, gate: Gate) -> None:
-    """Finds out whose call this is; raises ApiError UNAUTHENTICATED before the message is looked at."""
+def _admit(context: Any, call: Call, gate: Gate | None) -> None:
+    """Finds out whose call this is; raises ApiError UNAUTHENTICATED before the message is looked at.  No gate: nobody's."""
+    if gate is None:
+        current_call.set(call)
+        return
     texts = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     current_call.set(replace(call, caller=gate.caller(credential_of(texts))))
 

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from daemon.addresses import Address, require_free
 from daemon.errors import ApiError
+from daemon.kserve.servicer import InferenceServicer
 from daemon.rpc.interceptor import CallInterceptor
 from daemon.rpc.servicers import (
     EmbeddingServicer,
@@ -26,6 +27,7 @@ from daemon.rpc.servicers import (
 )
 from daemon.services import Services
 from daemon.tls import TlsFiles
+from quantd.kserve import inference_pb2, inference_pb2_grpc
 from quantd.v1 import (
     embedding_service_pb2,
     embedding_service_pb2_grpc,
@@ -61,6 +63,7 @@ _NEED_MODEL = [
     generate_service_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name,
     tokenizer_service_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name,
     embedding_service_pb2.DESCRIPTOR.services_by_name["EmbeddingService"].full_name,
+    inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 ]
 _ALWAYS = [
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -92,6 +95,9 @@ class RpcServer:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), self._server)
         quantize_service_pb2_grpc.add_QuantizeServiceServicer_to_server(
             QuantizeServicer(services), self._server
+        )
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            InferenceServicer(services), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*_NEED_MODEL, *_ALWAYS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -39,6 +37,7 @@ from daemon.services.prompt import (
 )
 from daemon.text.chat_form import short_id
 from daemon.text.stream import StopFilter, TextStream
+from daemon.version import version
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import generate_service_pb2 as rpc
 from runtime.request import FinishEvent, Request
@@ -317,16 +316,8 @@ def _events(
     return best(answers, options.num_choices, with_logprobs=request.options.HasField("top_logprobs"))
 
 
-@functools.cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version("quantd")
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
-
-
 def _fingerprint(entry: ModelEntry) -> str:
-    facts = f"{_version()}|{entry.name}|{entry.size_bytes}|{entry.modified_ns}"
+    facts = f"{version()}|{entry.name}|{entry.size_bytes}|{entry.modified_ns}"
     return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:10]}"
 
 

@@ -23,6 +23,8 @@ from quantd.v1 import model_service_pb2 as rpc
 from runtime.errors import QuantdError
 from runtime.gguf import ModelFile
 from runtime.memory import KV_TYPES, RuntimeSettings
+from runtime.models import architecture as built
+from runtime.models import architecture_names
 
 log = structlog.stdlib.get_logger("quantd.models")
 
@@ -186,6 +188,7 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
             file.get("tokenizer.chat_template", "") or (entry.overrides and entry.overrides.template)
         ),
         modified_unix_ms=(entry.changed_ns or entry.modified_ns) // 1_000_000,
+        gives_embeddings=architecture in architecture_names() and built(architecture).encoder,
         digest="" if entry.overrides is None else f"sha256:{entry.overrides.manifest.digest}",
     )
 
