@@ -3,7 +3,7 @@
     [[keys]]
     name = "ci"                    # shown in logs and metrics, never secret
     sha256 = "9f86d0818...0a08"    # of the key itself, which is nowhere on this machine
-    max_sessions = 2               # requests that run at the same time; more wait
+    max_sessions = 2               # answers that are made at the same time (n of a request count as n); more wait
     max_waiting = 8                # requests that may wait; one more is refused
     tokens_per_minute = 6000       # prompt and answer together
     priority = 0                   # -10 to 10; higher is served first

@@ -48,7 +48,7 @@ class Caller:
 
     def __init__(self, key: Key, clock: Callable[[], float] = time.monotonic) -> None:
         self.key = key
-        self.num_running = 0
+        self.num_running = 0  # sessions: a request for several answers takes one for each
         self.num_waiting = 0
         self._clock = clock
         self._budget = TokenBudget(key.tokens_per_minute, clock) if key.tokens_per_minute else None
@@ -105,6 +105,16 @@ class Caller:
         """False: this key has as many requests waiting as it may."""
         return self.key.max_waiting is None or self.num_waiting < self.key.max_waiting
 
-    def may_run(self) -> bool:
-        """False: this key has as many requests running as it may."""
-        return self.key.max_sessions is None or self.num_running < self.key.max_sessions
+    def may_run(self, num_sessions: int = 1) -> bool:
+        """False: with these, this key would have more sessions running than it may."""
+        return self.key.max_sessions is None or self.num_running + num_sessions <= self.key.max_sessions
+
+    def require_sessions(self, num_sessions: int) -> None:
+        """Raises ApiError INVALID_ARGUMENT for a request that takes more sessions than the key may ever have."""
+        if self.key.max_sessions is not None and num_sessions > self.key.max_sessions:
+            raise ApiError(
+                "INVALID_ARGUMENT",
+                f"{num_sessions} answers at once take as many sessions; the key {self.name!r} may have"
+                f" {self.key.max_sessions}.",
+                field="options.num_choices",
+            )

@@ -1,6 +1,7 @@
 """The line in front of a model: who runs next, and when a request is refused instead of made to wait.
 
-Bounded by requests and by prompt tokens; each request by its own deadline and by the longest wait.  Whoever is next is
+Bounded by requests and by prompt tokens; each request by its own deadline and by the longest wait.  A request for several
+answers takes a session for each, as far as the model has them, and gives them back one by one.  Whoever is next is
 decided anew whenever a place becomes free: the highest priority, then the caller that runs least, then the one that waits
 longest.  Waiting raises a request's priority by one every AGING_S, so that none waits for ever behind more important ones.
 """
@@ -25,9 +26,19 @@ _MAX_RETRY_S = 60.0
 class Ticket:
     """One request's place.  `leave` must be called, however the request ends; twice does no harm."""
 
-    def __init__(self, line: Line, caller: Caller, priority: int, prompt_tokens: int, number: int) -> None:
+    def __init__(
+        self,
+        line: Line,
+        caller: Caller,
+        *,
+        priority: int,
+        prompt_tokens: int,
+        num_sessions: int,
+        number: int,
+    ) -> None:
         self.caller = caller
         self.prompt_tokens = prompt_tokens
+        self.num_sessions = num_sessions
         self.joined_s = time.monotonic()
         self.admitted_s: float | None = None
         self.place = 0  # from the front, 1 first, as things stand; kept up while somebody reads `positions`
@@ -76,6 +87,13 @@ class Ticket:
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
+    def keep(self, num_sessions: int) -> None:
+        """Of its sessions it needs so many still; 0 is `leave`."""
+        if num_sessions:
+            self._line.shrink(self, num_sessions)
+        else:
+            self.leave()
+
     def leave(self) -> None:
         """Gives the place up, in the line or at the front."""
         self._line.remove(self)
@@ -93,6 +111,7 @@ class Line:
         self._max_wait_s = max_wait_s
         self._waiting: list[Ticket] = []
         self._running: set[Ticket] = set()
+        self._num_sessions = 0  # that those who run hold
         self._numbers = itertools.count()
         self._mean_s: float | None = None  # of a request, from its start to its end
 
@@ -109,16 +128,23 @@ class Line:
         """Prompt tokens of the requests that wait."""
         return sum(ticket.prompt_tokens for ticket in self._waiting)
 
-    def join(self, caller: Caller, *, priority: int, prompt_tokens: int) -> Ticket:
+    def join(self, caller: Caller, *, priority: int, prompt_tokens: int, num_sessions: int = 1) -> Ticket:
         """A place for a request, at once at the front where it may run.
 
-        Raises ApiError QUEUE_FULL or RATE_LIMITED, with the time after which it is worth coming back.
+        More answers than the model has sessions take all of them: the engine has the rest wait.  Raises ApiError QUEUE_FULL
+        or RATE_LIMITED, with the time after which it is worth coming back, and INVALID_ARGUMENT for more answers than the
+        key may have sessions.
         """
-        ticket = Ticket(self, caller, priority, prompt_tokens, next(self._numbers))
-        runs = (
-            not self._waiting_before(ticket) and len(self._running) < self._max_running and caller.may_run()
+        caller.require_sessions(num_sessions)
+        ticket = Ticket(
+            self,
+            caller,
+            priority=priority,
+            prompt_tokens=prompt_tokens,
+            num_sessions=min(num_sessions, self._max_running),
+            number=next(self._numbers),
         )
-        if not runs:
+        if self._waiting_before(ticket) or not self._has_room(ticket) or not _may_run(ticket):
             self._require_room(caller, prompt_tokens)
         caller.require_tokens(prompt_tokens)
         self._waiting.append(ticket)
@@ -130,7 +156,7 @@ class Line:
         """Frees the place of a ticket."""
         if ticket in self._running:
             self._running.discard(ticket)
-            ticket.caller.num_running -= 1
+            self._free(ticket, ticket.num_sessions)
             assert ticket.admitted_s is not None
             took_s = time.monotonic() - ticket.admitted_s
             self._mean_s = (
@@ -142,6 +168,17 @@ class Line:
         else:
             return
         self._dispatch()
+
+    def shrink(self, ticket: Ticket, num_sessions: int) -> None:
+        """Frees what a ticket that runs holds above `num_sessions`."""
+        if ticket in self._running and num_sessions < ticket.num_sessions:
+            self._free(ticket, ticket.num_sessions - num_sessions)
+            ticket.num_sessions = num_sessions
+            self._dispatch()
+
+    def _free(self, ticket: Ticket, num_sessions: int) -> None:
+        self._num_sessions -= num_sessions
+        ticket.caller.num_running -= num_sessions
 
     def tell_places(self) -> None:
         """Keeps the places up where somebody wants to know: a request of higher priority may still come between."""
@@ -174,9 +211,10 @@ class Line:
     def _waiting_before(self, ticket: Ticket) -> bool:
         """True: some other request would run before this one, were a place free."""
         now_s = time.monotonic()
-        return any(
-            other.caller.may_run() and other.rank(now_s) <= ticket.rank(now_s) for other in self._waiting
-        )
+        return any(_may_run(other) and other.rank(now_s) <= ticket.rank(now_s) for other in self._waiting)
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        return self._num_sessions + ticket.num_sessions <= self._max_running
 
     def _require_room(self, caller: Caller, prompt_tokens: int) -> None:
         if not caller.may_wait():
@@ -207,17 +245,21 @@ class Line:
         return min(_MAX_RETRY_S, max(_FIRST_RETRY_S, self._mean_s / max(1, self._max_running)))
 
     def _dispatch(self) -> None:
-        """Lets requests run while there are places."""
-        while len(self._running) < self._max_running:
-            able = [ticket for ticket in self._waiting if ticket.caller.may_run()]
-            if not able:
-                break
+        """Lets requests run while there are sessions.  One that needs several holds up those behind it until it has them."""
+        while able := [ticket for ticket in self._waiting if _may_run(ticket)]:
             now_s = time.monotonic()
             ticket = min(able, key=lambda one: one.rank(now_s))
+            if not self._has_room(ticket):
+                break
             self._waiting.remove(ticket)
             self._running.add(ticket)
+            self._num_sessions += ticket.num_sessions
             ticket.admitted_s = now_s
             ticket.caller.num_waiting -= 1
-            ticket.caller.num_running += 1
+            ticket.caller.num_running += ticket.num_sessions
             ticket.wake()
         self.tell_places()
+
+
+def _may_run(ticket: Ticket) -> bool:
+    return ticket.caller.may_run(ticket.num_sessions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from daemon.access.gate import Gate
+from daemon.access.lines import Lines
 from daemon.config import Settings
 from daemon.errors import ApiError
 from daemon.services import Services
@@ -32,23 +33,18 @@ def build_services(settings: Settings) -> Services:
         load_timeout_s=settings.load_timeout,
     )
     host = ModelHost(folder, runtime_settings(settings), runtime_parts(), limits)
+    lines = Lines(
+        max_waiting=settings.max_waiting,
+        max_waiting_tokens=settings.max_waiting_tokens,
+        max_wait_s=settings.max_wait_seconds,
+    )
     model = ModelService(host)
     return Services(
         gate=Gate(settings.keys_file),
         host=host,
-        generate=GenerateService(
-            host,
-            max_waiting=settings.max_waiting,
-            max_waiting_tokens=settings.max_waiting_tokens,
-            max_wait_s=settings.max_wait_seconds,
-        ),
+        generate=GenerateService(host, lines),
         tokenizer=TokenizerService(host),
-        embedding=EmbeddingService(
-            host,
-            max_waiting=settings.max_waiting,
-            max_waiting_tokens=settings.max_waiting_tokens,
-            max_wait_s=settings.max_wait_seconds,
-        ),
+        embedding=EmbeddingService(host, lines),
         model=model,
         library=LibraryService(host, model, Places(settings.hub, settings.registry)),
         quantize=QuantizeService(folder),

@@ -12,15 +12,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.access.line import Line, Ticket
-from daemon.bridge import Bridge
+from daemon.access.line import Ticket
+from daemon.access.lines import Lines
 from daemon.errors import ApiError, to_api_error
 from daemon.keep_alive import from_ms
 from daemon.log import get_logger
@@ -42,23 +40,10 @@ _EncodedText = tuple[list[int], bool]  # token ids, whether the text was cut
 class EmbeddingService:
     """Embeddings from the served encoders."""
 
-    def __init__(
-        self,
-        host: ModelHost,
-        *,
-        max_waiting: int = 64,
-        max_waiting_tokens: int = 262_144,
-        max_wait_s: float = 600.0,
-    ) -> None:
+    def __init__(self, host: ModelHost, lines: Lines | None = None) -> None:
+        """`lines`: those of all models, which all services of a daemon share."""
         self._host = host
-        self._lines: WeakKeyDictionary[Bridge, Line] = WeakKeyDictionary()
-        self._make_line = partial(
-            Line,
-            max_running=1,
-            max_waiting=max_waiting,
-            max_waiting_tokens=max_waiting_tokens,
-            max_wait_s=max_wait_s,
-        )
+        self._lines = lines or Lines()
 
     async def embed(self, request: rpc.EmbedRequest, call: Call) -> rpc.EmbedResponse:
         """Embeds texts; the vectors come in the order of the inputs."""
@@ -76,9 +61,8 @@ class EmbeddingService:
                     self._host.text_workers, _encode, request, served.model
                 )
                 num_tokens = sum(len(ids) for ids, _ in encoded)
-                ticket = self._line_of(served).join(
-                    call.caller, priority=call.caller.key.priority, prompt_tokens=num_tokens
-                )
+                line = self._lines.of(served.bridge, max_running=1)
+                ticket = line.join(call.caller, priority=call.caller.key.priority, prompt_tokens=num_tokens)
                 async for _ in ticket.positions(call.deadline, tell=False):
                     pass
                 vectors = await _compute([ids for ids, _ in encoded], served.model, call)
@@ -104,13 +88,6 @@ class EmbeddingService:
             total_ms=round(total_s * 1e3, 1),
         )
         return response
-
-    def _line_of(self, served: Served) -> Line:
-        """The line in front of a model; it goes with the model."""
-        line = self._lines.get(served.bridge)
-        if line is None:
-            line = self._lines[served.bridge] = self._make_line()
-        return line
 
 
 def _check_inputs(request: rpc.EmbedRequest) -> None:

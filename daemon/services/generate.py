@@ -11,10 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
-from daemon.access.line import Line, Ticket
-from daemon.bridge import Bridge
+from daemon.access.line import Ticket
+from daemon.access.lines import Lines
 from daemon.errors import ApiError, to_api_error
 from daemon.keep_alive import from_ms
 from daemon.log import get_logger
@@ -51,23 +50,10 @@ Prepare = Callable[[Message, Served, Constraints], Prompt]
 class GenerateService:
     """Text generation on the served model."""
 
-    def __init__(
-        self,
-        host: ModelHost,
-        *,
-        max_waiting: int = 64,
-        max_waiting_tokens: int = 262_144,
-        max_wait_s: float = 600.0,
-    ) -> None:
+    def __init__(self, host: ModelHost, lines: Lines | None = None) -> None:
+        """`lines`: those of all models, which all services of a daemon share."""
         self._host = host
-        self._lines: WeakKeyDictionary[Bridge, Line] = WeakKeyDictionary()
-        self._make_line = partial(
-            Line,
-            max_running=host.settings.sessions,
-            max_waiting=max_waiting,
-            max_waiting_tokens=max_waiting_tokens,
-            max_wait_s=max_wait_s,
-        )
+        self._lines = lines or Lines()
         self.constraints = Constraints()
 
     async def generate(
@@ -114,9 +100,13 @@ class GenerateService:
             ) as served:
                 request = with_defaults(request, served)
                 asked = await self._read(request, call, served, check=check, prepare=prepare)
-                # The choices of one request share its place in the line; the engine takes them as sessions become free.
-                ticket = self._line_of(served).join(
-                    call.caller, priority=asked.priority, prompt_tokens=len(asked.prompt.ids)
+                # The choices of one request share its place in the line, and take a session each.
+                line = self._lines.of(served.bridge, max_running=self._host.settings.sessions)
+                ticket = line.join(
+                    call.caller,
+                    priority=asked.priority,
+                    prompt_tokens=len(asked.prompt.ids),
+                    num_sessions=asked.options.best_of,
                 )
                 yield pb.Started(
                     request_id=call.request_id,
@@ -191,15 +181,14 @@ class GenerateService:
         return _Asked(prompt, options, priority, accepted_s, own)
 
     def _submit_all(self, asked: _Asked, call: Call, served: Served, ticket: Ticket) -> list[Answer]:
-        """Gives every choice to the engine; the ticket is given back when the engine says that all are over."""
+        """Gives every choice to the engine; its session is given back when the engine says that it is over."""
         answers: list[Answer] = []
         num_open = len(asked.constraints)
 
         def finished(event: FinishEvent, answer: Answer) -> None:
             nonlocal num_open
             num_open -= 1
-            if not num_open:
-                ticket.leave()
+            ticket.keep(num_open)
             call.caller.charge(event.completion_tokens)
             self._finished(call, answer, event)
 
@@ -242,13 +231,6 @@ class GenerateService:
             line_ms=ticket.waited_s * 1e3,
             choice=choice,
         )
-
-    def _line_of(self, served: Served) -> Line:
-        """The line in front of a model; it goes with the model."""
-        line = self._lines.get(served.bridge)
-        if line is None:
-            line = self._lines[served.bridge] = self._make_line()
-        return line
 
     def _finished(self, call: Call, answer: Answer, event: FinishEvent) -> None:
         """Counts and logs the end of a request, also of one whose caller is gone."""

@@ -10,6 +10,7 @@ from daemon.access import line as module
 from daemon.access.keys import Key
 from daemon.access.limits import ANONYMOUS, Caller
 from daemon.access.line import Line
+from daemon.access.lines import Lines
 from daemon.errors import ApiError
 
 
@@ -21,8 +22,8 @@ def caller(name="a", **limits):
     return Caller(Key(name, "0" * 64, **limits))
 
 
-def join(line, who=None, priority=0, tokens=10):
-    return line.join(who or Caller(ANONYMOUS), priority=priority, prompt_tokens=tokens)
+def join(line, who=None, priority=0, tokens=10, sessions=1):
+    return line.join(who or Caller(ANONYMOUS), priority=priority, prompt_tokens=tokens, num_sessions=sessions)
 
 
 def refused(line, *args, **kwargs):
@@ -169,3 +170,64 @@ async def test_thousands_wait_cheaply():
         ticket.leave()
     assert time.monotonic() - start_s < 5
     assert line.num_waiting == 1899
+
+
+async def test_several_answers_take_a_session_each_and_give_them_back_one_by_one():
+    line = make(running=4)
+    three = join(line, sessions=3)
+    pair, single = join(line, sessions=2), join(line)
+    assert three.admitted_s is not None
+    assert pair.admitted_s is None
+    assert single.admitted_s is None, "nobody slips past a request that needs more"
+    three.keep(2)
+    assert pair.admitted_s is not None
+    three.keep(2)
+    assert single.admitted_s is None
+    three.keep(1)
+    assert single.admitted_s is not None
+    three.keep(0)
+    three.keep(0)
+    assert join(line).admitted_s is not None
+    assert line.num_running == 3
+
+
+async def test_more_answers_than_sessions_take_the_whole_model():
+    line = make(running=2)
+    many = join(line, sessions=16)
+    other = join(line)
+    assert (many.admitted_s is not None, other.admitted_s) == (True, None)
+    many.keep(2)
+    assert other.admitted_s is None
+    many.keep(1)
+    assert other.admitted_s is not None
+
+
+async def test_a_key_counts_answers_and_not_requests():
+    line = make(running=8)
+    one = caller("one", max_sessions=3)
+    pair, second = join(line, one, sessions=2), join(line, one, sessions=2)
+    assert (one.num_running, one.num_waiting) == (2, 1)
+    assert second.admitted_s is None
+    pair.keep(1)
+    assert second.admitted_s is not None
+    assert one.num_running == 3
+    failure = refused(line, one, sessions=4)
+    assert (failure.reason, failure.field) == ("INVALID_ARGUMENT", "options.num_choices")
+    pair.leave()
+    second.leave()
+    assert (one.num_running, one.num_waiting) == (0, 0)
+
+
+async def test_one_line_for_a_model_as_long_as_it_lives():
+    class Model:
+        pass
+
+    lines = Lines(max_waiting=0)
+    model, other = Model(), Model()
+    line = lines.of(model, max_running=1)
+    assert lines.of(model, max_running=1) is line
+    assert lines.of(other, max_running=1) is not line
+    join(line)
+    assert refused(line).reason == "QUEUE_FULL"
+    del model
+    assert len(lines._lines) == 1
