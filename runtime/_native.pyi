@@ -225,7 +225,7 @@ class Sampler:
         (n_words,) holds for every draw until the next call; of (n_draws, n_words), row i holds for the i-th draw from
         now, and later draws find no token allowed.  n_words is ceil(n_vocab / 32); a step or sample() refuses another
         width with ValueError.  The array is copied: at most 1048576 words.  Neither bias nor penalties bring back a token
-        that is excluded.  Where no token is allowed nothing is drawn: -1, and 0 in the step's `finite`.
+        that is excluded.  Where no token is allowed nothing is drawn: -1, and NO_TOKEN in the step's `outcomes`.
         """
 
     def sample(self, logits: Floats) -> int:

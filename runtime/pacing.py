@@ -151,6 +151,7 @@ class LiveRates:
 
     def __init__(self) -> None:
         self._epochs = [-1] * self._NUM_BUCKETS  # which stretch of time a bucket counts
+        self._epoch = -self._NUM_BUCKETS  # the newest of them
         self._prompt = [0] * self._NUM_BUCKETS
         self._generated = [0] * self._NUM_BUCKETS
         self._busy_since_s = -math.inf
@@ -160,8 +161,9 @@ class LiveRates:
         """Count the tokens of a step that took `step_s` and ended at `now_s`."""
         epoch = int(now_s / self._BUCKET_S)
         index = epoch % self._NUM_BUCKETS
-        if not any(self._recent(now_s)):
+        if epoch - self._epoch >= self._NUM_BUCKETS:  # nothing was computed inside the window
             self._busy_since_s = now_s - step_s
+        self._epoch = epoch
         if self._epochs[index] != epoch:
             self._epochs[index] = epoch
             self._prompt[index] = self._generated[index] = 0

@@ -202,7 +202,7 @@ class Sequence:
         self.drafted_tokens = self.accepted_tokens = 0
         self.completion_tokens = 0
         self.arrival = 0  # its number in the order of arrival
-        self.last_step = 0  # number of the step that it had rows in last
+        self.last_step = 0  # number of the last step with a row of it that had none for some others
         self.num_preempted = 0  # times that it gave its session back
         self.num_bypassed = 0  # later requests that were admitted before this one
         self.submitted_s = submitted_s

@@ -25,18 +25,16 @@ releases its pages at once, so before the next step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.constraint import ConstraintError
+from runtime.continuation import confirm_draft, extend
 from runtime.pacing import StepCosts
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
 from runtime.prompt_shares import share_among_prompts
 from runtime.request import (
-    ERROR_CONSTRAINT_FAILED,
-    ERROR_NO_TOKEN,
     ERROR_NON_FINITE_LOGITS,
     Event,
     FinishEvent,
@@ -44,14 +42,10 @@ from runtime.request import (
     Request,
     Sequence,
     State,
-    TokenEvent,
 )
 from runtime.speculation import MAX_DRAFT, Copier, choose_drafts
 from runtime.step_batch import StepBatch
 from runtime.step_plan import StepPlan, StepResult
-
-_NO_TOP: tuple[tuple[int, float], ...] = ()
-
 
 _MAX_PREEMPTIONS = 1  # of one request
 _MAX_DRAFT_ROWS = 16  # of a step that carries guesses: more are multiplied as those of prompts are
@@ -132,7 +126,7 @@ class Scheduler:
     @property
     def step_rows(self) -> tuple[int, int]:
         """(prompt rows, rows of answers) of the scheduled step."""
-        return self._batch.rows
+        return self._batch.prompt_rows, self._batch.total_rows - self._batch.prompt_rows
 
     # For the engine: what changes.
 
@@ -205,48 +199,40 @@ class Scheduler:
 
     def apply(self, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the planned step found: tokens, and the ends that they bring."""
-        for sequence, n_rows in zip(self._batch.sequences, self._batch.num_rows, strict=True):
+        batch = self._batch
+        for sequence, n_rows in zip(batch.sequences, batch.num_rows, strict=True):
             if sequence.state is not State.RUNNING:
                 raise RuntimeError(f"a {sequence.state.value} request was in a step")
             sequence.num_computed += n_rows - sequence.num_drafted
-        sampled = self._batch.sampled
-        token_ids, finite = result.token_ids.tolist(), result.finite.tolist()
-        taken: list[tuple[Sequence, range]] = []  # with the entries of `result` that count
+        taken: list[
+            tuple[Sequence, int, int]
+        ] = []  # with the first entry of `result` that counts, and their number
         index = 0
-        for sequence in sampled:
-            num_drafted = sequence.num_drafted
-            num_accepted = self._accept(sequence, token_ids, finite, index) if num_drafted else 0
-            taken.append((sequence, range(index, index + num_accepted + 1)))
+        for sequence in batch.sampled:
+            num_drafted, num_taken = sequence.num_drafted, 1
+            if num_drafted:
+                num_taken += self._confirm_draft(sequence, result, index)
+            taken.append((sequence, index, num_taken))
             index += num_drafted + 1
-        for sequence in self._batch.sequences:
-            self._publish(sequence)
-        self._batch.clear()
+        if self._prefix is not None:
+            for sequence in batch.sequences:
+                self._publish(sequence, self._prefix)
+        batch.clear()
         events: list[Event] = []
-        for sequence, indices in taken:
-            for index in indices:
-                token_id = token_ids[index]
-                if not finite[index]:
-                    events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NON_FINITE_LOGITS))
-                elif token_id < 0:
-                    events.append(self._finish(sequence, FinishReason.FAILED, now_s, ERROR_NO_TOKEN))
-                else:
-                    events.extend(self._append(sequence, token_id, result, index, now_s))
+        for sequence, index, num_taken in taken:
+            before = sequence.completion_tokens
+            for at in range(index, index + num_taken):
+                ending = extend(sequence, result, at, events, now_s)
+                if ending is not None:
+                    events.append(self._finish(sequence, ending[0], now_s, ending[1]))
+                    break
+            self.counts.generated_tokens += sequence.completion_tokens - before
         return events
 
-    def _accept(self, sequence: Sequence, token_ids: list[int], finite: list[int], index: int) -> int:
-        """Guesses of a sequence that the step confirmed, from entry `index` of its results on: computed tokens now."""
-        drafted = sequence.tokens[sequence.num_known : sequence.num_known + sequence.num_drafted].tolist()
-        num_accepted = 0
-        for drafted_id in drafted:
-            at = index + num_accepted
-            if not finite[at] or token_ids[at] != drafted_id:
-                break
-            num_accepted += 1
-        sequence.num_computed += num_accepted
-        sequence.drafted_tokens += len(drafted)
-        sequence.accepted_tokens += num_accepted
+    def _confirm_draft(self, sequence: Sequence, result: StepResult, index: int) -> int:
+        num_accepted = confirm_draft(sequence, result, index)
         self.counts.drafts += 1
-        self.counts.drafted_tokens += len(drafted)
+        self.counts.drafted_tokens += sequence.num_drafted
         self.counts.accepted_tokens += num_accepted
         return num_accepted
 
@@ -325,13 +311,13 @@ class Scheduler:
             self._waiting = {sequence.request.id: sequence for sequence in arrived}
         return True
 
-    def _publish(self, sequence: Sequence) -> None:
+    def _publish(self, sequence: Sequence, prefix: PrefixKeys) -> None:
         """Offer the pages that the last step completed, also those of an answer: the next question brings it along."""
         num_full = sequence.num_computed // self.page_tokens
-        if self._prefix is None or num_full == sequence.num_published:
+        if num_full == sequence.num_published:
             return
         assert sequence.lease is not None
-        self._prefix.extend(sequence.keys, sequence.tokens[: num_full * self.page_tokens])
+        prefix.extend(sequence.keys, sequence.tokens[: num_full * self.page_tokens])
         for index in range(sequence.num_published, num_full):
             self.pool.publish(sequence.lease, index, sequence.keys[1 + index])
         sequence.num_published = num_full
@@ -342,32 +328,42 @@ class Scheduler:
         ready: list[Sequence] = []
         behind: list[Sequence] = []
         for sequence in self._running:
-            if sequence.num_wanted > 1:
+            if sequence.num_known - sequence.num_computed > 1:
                 self._adopt(sequence)
-            (ready if sequence.num_wanted == 1 else behind).append(sequence)
+                (ready if sequence.num_wanted == 1 else behind).append(sequence)
+            else:
+                ready.append(sequence)
         # One row is kept for prompts, so that they move even where answers alone would fill the step.
         num_ready = min(len(ready), row_budget - 1 if behind and row_budget > 1 else row_budget)
-        if num_ready < len(ready):
+        if num_ready < len(ready):  # those that waited longest
             ready.sort(key=lambda sequence: sequence.last_step)
-        rows = dict.fromkeys(ready[:num_ready], 1)
+            del ready[num_ready:]
+            self._num_steps += 1
+            for sequence in ready:
+                sequence.last_step = self._num_steps
+        rows = dict.fromkeys(ready, 1)
         if behind:
             rows |= share_among_prompts(behind, row_budget - num_ready, self.page_tokens)
         elif self._costs is not None and len(rows) < _MAX_DRAFT_ROWS:
             self._add_drafts(rows, self._costs, min(row_budget, _MAX_DRAFT_ROWS))
-        self._num_steps += 1
-        for sequence in rows:
-            sequence.last_step = self._num_steps
         return rows
 
     def _add_drafts(self, rows: dict[Sequence, int], costs: StepCosts, max_rows: int) -> None:
         """Let sequences of a step without prompts carry guesses, where that pays; `max_rows` rows in all."""
-        candidates: list[tuple[Copier | None, int]] = []
+        some = False
         for sequence in rows:
-            if sequence.copier is None and sequence.completion_tokens and self._may_guess(sequence):
+            if sequence.copier is not None:
+                some = some or sequence.copier.has_guess
+            elif sequence.completion_tokens and self._may_guess(sequence):
                 sequence.copier = Copier(sequence.tokens, sequence.num_known)
-            # A step gives one token more than it has guesses, and none beyond the limit.
-            room = min(MAX_DRAFT, sequence.limit_tokens - sequence.num_known - 1)
-            candidates.append((sequence.copier, room))
+                some = some or sequence.copier.has_guess
+        if not some:
+            return
+        # A step gives one token more than it has guesses, and none beyond the limit.
+        candidates = [
+            (sequence.copier, min(MAX_DRAFT, sequence.limit_tokens - sequence.num_known - 1))
+            for sequence in rows
+        ]
         counts = choose_drafts(candidates, costs, max_rows)
         for sequence, (copier, _), count in zip(list(rows), candidates, counts, strict=True):
             if not count or copier is None:
@@ -386,55 +382,6 @@ class Scheduler:
     def _may_guess(sequence: Sequence) -> bool:
         """A constraint's mask depends on the token before, so its tokens cannot be checked together."""
         return sequence.request.speculate and sequence.request.constraint is None
-
-    def _append(
-        self, sequence: Sequence, token_id: int, result: StepResult, index: int, now_s: float
-    ) -> Iterator[Event]:
-        """Add a sampled token; report it unless it is a stop token, and end the sequence where it ends."""
-        sequence.append(token_id, now_s)
-        self.counts.generated_tokens += 1
-        request = sequence.request
-        if token_id in request.stop_token_ids:
-            yield self._finish(sequence, FinishReason.STOP, now_s)
-            return
-        num_top = request.sampling.top_logprobs
-        if num_top is None:
-            yield TokenEvent(request.id, token_id, None, _NO_TOP)
-        else:
-            top = _top(result, index, num_top)
-            yield TokenEvent(request.id, token_id, float(result.logprobs[index]), top)
-        if request.constraint is not None:
-            yield from self._follow_constraint(sequence, token_id, now_s)
-        elif sequence.num_known >= sequence.limit_tokens:
-            yield self._finish(sequence, FinishReason.LENGTH, now_s)
-
-    def _follow_constraint(self, sequence: Sequence, token_id: int, now_s: float) -> Iterator[Event]:
-        """Tell the constraint of a sampled token; tokens that it forces are known without a step of their own.
-
-        They are computed together in the next step, as the rows of a prompt are.  Where log-probabilities were asked
-        for, each token is sampled, or there would be none to report.
-        """
-        request, constraint = sequence.request, sequence.request.constraint
-        assert constraint is not None
-        try:
-            advance = constraint.accept(token_id, want_forced=request.sampling.top_logprobs is None)
-            mask = None if advance.done else constraint.mask()
-        except ConstraintError:
-            yield self._finish(sequence, FinishReason.FAILED, now_s, ERROR_CONSTRAINT_FAILED)
-            return
-        forced = advance.forced[: sequence.limit_tokens - sequence.num_known]
-        for forced_id in forced:
-            sequence.append(forced_id, now_s)
-            self.counts.generated_tokens += 1
-            yield TokenEvent(request.id, forced_id, None, _NO_TOP)
-        if forced and request.sampling.has_penalties:
-            sequence.sampler.accept(list(forced))
-        if advance.done and len(forced) == len(advance.forced):
-            yield self._finish(sequence, FinishReason.STOP, now_s)
-        elif sequence.num_known >= sequence.limit_tokens:
-            yield self._finish(sequence, FinishReason.LENGTH, now_s)
-        else:
-            sequence.sampler.set_mask(mask)
 
     def _fail(self, sequences: Iterable[Sequence], error: str, now_s: float) -> list[Event]:
         return [self._finish(sequence, FinishReason.FAILED, now_s, error) for sequence in sequences]
@@ -455,12 +402,3 @@ class Scheduler:
             # Where the logits were no numbers, keys and values may be none either.
             self.pool.release(sequence.lease, discard=error == ERROR_NON_FINITE_LOGITS)
         return event
-
-
-def _top(result: StepResult, index: int, num_top: int) -> tuple[tuple[int, float], ...]:
-    """The best `num_top` alternatives of a row, without the padding."""
-    ids = result.top_ids[index, :num_top].tolist()
-    logprobs = result.top_logprobs[index, :num_top].tolist()
-    return tuple(
-        (token_id, logprob) for token_id, logprob in zip(ids, logprobs, strict=True) if token_id >= 0
-    )

@@ -86,6 +86,11 @@ class Copier:
         self.num_known += 1
         self._look_up()
 
+    @property
+    def has_guess(self) -> bool:
+        """True: there is a guess for the next token."""
+        return self._at > 0
+
     def chances(self, most: int) -> list[float]:
         """For each of the next guesses, at most `most`: the chance that it and all before it are right."""
         if not self._at:
@@ -112,18 +117,28 @@ class Copier:
         tokens, known = self._tokens, self.num_known
         if known < _NGRAMS[0]:
             return
-        value = tokens[known - 1] * _FACTOR + tokens[known - 2] * _FACTOR_2
-        values = (value + tokens[known - 3] * _FACTOR_3 + tokens[known - 4] * _FACTOR_4, value)
-        for n, value, table in zip(_NGRAMS, values, self._tables, strict=True):
-            slot = (value & _WORD) >> self._shift
-            at, table[slot] = table[slot], known
-            if self._at or not at:
-                continue
-            length = 0
-            while length < _LONGEST and length < at and tokens[at - 1 - length] == tokens[known - 1 - length]:
-                length += 1
-            if length >= n:  # and not another ending with the same hash
-                self._at, self._length = at, length
+        short = tokens[known - 1] * _FACTOR + tokens[known - 2] * _FACTOR_2
+        long = short + tokens[known - 3] * _FACTOR_3 + tokens[known - 4] * _FACTOR_4
+        long_table, short_table = self._tables
+        slot = (long & _WORD) >> self._shift
+        long_at, long_table[slot] = long_table[slot], known
+        slot = (short & _WORD) >> self._shift
+        short_at, short_table[slot] = short_table[slot], known
+        if self._at:
+            return
+        if long_at:
+            self._try_match(long_at, _NGRAMS[0])
+        if short_at and not self._at:
+            self._try_match(short_at, _NGRAMS[1])
+
+    def _try_match(self, at: int, n: int) -> None:
+        """Read on from `at` where at least `n` tokens before it are the same as the last ones, and not only their hash."""
+        tokens, known = self._tokens, self.num_known
+        length = 0
+        while length < _LONGEST and length < at and tokens[at - 1 - length] == tokens[known - 1 - length]:
+            length += 1
+        if length >= n:
+            self._at, self._length = at, length
 
     def _table(self, tokens: npt.NDArray[np.int32], n: int, bits: int) -> array[int]:
         """The table of `tokens` (n_tokens,) without its last ending, all at once."""

@@ -5,13 +5,25 @@ The arrays are taken once, so that planning a step allocates none; plans are vie
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from runtime.pages import PagePool
+from runtime.pages import Lease, PagePool
 from runtime.request import Sequence
 from runtime.step_plan import StepPlan, items
+
+
+@dataclass(slots=True)
+class _Plain:
+    """A step of answers only, one row each: its plan holds as long as nobody comes, goes or needs another page."""
+
+    plan: StepPlan
+    sequences: list[Sequence]
+    num_rows: list[int]  # all 1
+    leases: list[Lease | None]
+    limits: list[int]  # tokens that the pages of each hold
 
 
 class StepBatch:
@@ -21,6 +33,10 @@ class StepBatch:
         self.sequences: list[Sequence] = []  # in order of the step's rows
         self.num_rows: list[int] = []  # of each of them
         self.sampled: list[Sequence] = []  # those with a wanted row, in order of out_rows
+        self.prompt_rows = self.total_rows = 0  # rows of prompts, and all rows
+        self._plain: _Plain | None = (
+            None  # the last step, where it had one row for each answer and nothing else
+        )
         self._pool = pool
         self._page_tokens = page_tokens
         max_seqs = min(pool.sessions, max_step_rows)
@@ -29,28 +45,23 @@ class StepBatch:
         self._token_items, self._position_items = items(self._tokens), items(self._positions)
         self._seq_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
         self._page_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
+        self._seq_start_items, self._page_start_items = items(self._seq_starts), items(self._page_starts)
         max_pages = min(pool.n_pages, -(-context_tokens // page_tokens))  # of one sequence
         self._pages = np.empty(max_seqs * max_pages, np.int32)  # (max_seqs * max_pages,), shared ones repeat
         self._out_rows = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
+        self._out_row_items = items(self._out_rows)
         self._targets = np.full(max_step_rows, -1, np.int32)  # (max_step_rows,)
         self._counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...
 
     def __bool__(self) -> bool:
         return bool(self.sequences)
 
-    @property
-    def rows(self) -> tuple[int, int]:
-        """(prompt rows, rows of answers)."""
-        prompt = total = 0
-        for sequence, n_rows in zip(self.sequences, self.num_rows, strict=True):
-            total += n_rows
-            if sequence.num_computed < sequence.prompt_tokens:
-                prompt += min(n_rows, sequence.prompt_tokens - sequence.num_computed)
-        return prompt, total - prompt
-
     def plan(self, rows: dict[Sequence, int]) -> StepPlan:
         """Take the pages that these rows need and flatten them."""
-        row = page = index = n_out = 0
+        again = self._plan_again(rows)
+        if again is not None:
+            return again
+        row = page = index = n_out = prompt_rows = 0
         samplers: list[Any] = []
         for sequence, n_rows in rows.items():
             begin, end = sequence.num_computed, sequence.num_computed + n_rows
@@ -58,6 +69,8 @@ class StepBatch:
             assert lease is not None
             if end > lease.used * self._page_tokens:
                 self._pool.grow(lease, -(-end // self._page_tokens))
+            if begin < sequence.prompt_tokens:
+                prompt_rows += min(n_rows, sequence.prompt_tokens - begin)
             if n_rows == 1:  # one number costs a third of a slice
                 self._token_items[row] = sequence.token_items[begin]
                 self._position_items[row] = begin
@@ -68,16 +81,17 @@ class StepBatch:
             row += n_rows
             page += lease.used
             index += 1
-            self._seq_starts[index] = row
-            self._page_starts[index] = page
+            self._seq_start_items[index] = row
+            self._page_start_items[index] = page
             if end >= sequence.num_known:
                 for out_row in range(row - 1 - sequence.num_drafted, row):
-                    self._out_rows[n_out] = out_row
+                    self._out_row_items[n_out] = out_row
                     samplers.append(sequence.sampler)
                     n_out += 1
                 self.sampled.append(sequence)
         self.sequences, self.num_rows = list(rows), list(rows.values())
-        return StepPlan(
+        self.prompt_rows, self.total_rows = prompt_rows, row
+        plan = StepPlan(
             tokens=self._tokens[:row],
             positions=self._positions[:row],
             seq_starts=self._seq_starts[: index + 1],
@@ -87,9 +101,42 @@ class StepBatch:
             samplers=samplers,
             targets=self._targets[:n_out],
         )
+        plain = row == index == n_out and not prompt_rows
+        self._plain = self._remember(plan) if plain else None
+        return plan
+
+    def _remember(self, plan: StepPlan) -> _Plain:
+        """A step of one row for each of its answers: likely the next one differs by its tokens only."""
+        leases = [sequence.lease for sequence in self.sequences]
+        limits = [lease.used * self._page_tokens for lease in leases if lease is not None]
+        return _Plain(plan, self.sequences, self.num_rows, leases, limits)
+
+    def _plan_again(self, rows: dict[Sequence, int]) -> StepPlan | None:
+        """The last plan with new tokens, where the step is the same otherwise; else None."""
+        last = self._plain
+        if last is None or len(rows) != len(last.sequences):
+            return None
+        tokens, positions = self._token_items, self._position_items
+        for row, (sequence, lease, limit) in enumerate(zip(rows, last.leases, last.limits, strict=True)):
+            begin = sequence.num_computed
+            if (
+                begin >= limit  # it needs another page
+                or sequence is not last.sequences[row]
+                or sequence.lease is not lease
+                or sequence.num_known != begin + 1
+                or sequence.num_drafted
+            ):
+                return None
+            tokens[row] = sequence.token_items[begin]
+            positions[row] = begin
+        self.sequences = self.sampled = last.sequences
+        self.num_rows = last.num_rows
+        self.prompt_rows, self.total_rows = 0, len(last.sequences)
+        return last.plan
 
     def clear(self) -> None:
         """The step was applied, or never will be."""
-        for sequence in self.sequences:
-            sequence.num_drafted = 0
+        if self.total_rows > len(self.sequences):
+            for sequence in self.sequences:
+                sequence.num_drafted = 0
         self.sequences, self.num_rows, self.sampled = [], [], []

@@ -7,6 +7,7 @@ rows as are scheduled for it.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class StepPlan:
     Verification: where several outputs that follow each other carry the same Sampler object, their rows must be
     neighbours in one sequence, and the step verifies the tokens of the later rows as a draft, in order.  It draws for row
     j; only if the drawn token is the token of row j + 1 does it go on to draw for row j + 1.  Behind the first mismatch,
-    and behind a row that drew nothing, rows report token -1 with `finite` 1, are not looked at, and do not touch the
+    and behind a row that drew nothing, rows report token -1 with the outcome FINE, are not looked at, and do not touch the
     sampler: so each draw sees exactly the tokens that were accepted before it, and the drawn tokens are those that
     one row a step would have drawn.  The accepted tokens are the results before the first -1.
     """
@@ -66,13 +67,23 @@ class StepPlan:
         return len(self.out_rows)
 
 
+class Outcome(enum.IntEnum):
+    """Why a row has no token, if it should have one."""
+
+    FINE = 0  # drawn, or nothing was to be drawn
+    NON_FINITE = 1  # a logit was a NaN or an infinity: nothing was drawn
+    NO_TOKEN = 2  # the sampler's mask allows no token: nothing was drawn
+
+
 @dataclass(slots=True)
 class StepResult:
     """What the step found for each wanted row.  Log-probabilities are of the raw logits, before any sampling rule."""
 
-    token_ids: Int32Array  # (n_out,) sampled token, -1 where no sampler was given or verification had ended
+    token_ids: (
+        Int32Array  # (n_out,) sampled token; -1: no sampler, verification had ended, or `outcomes` says why
+    )
     logprobs: Float32Array  # (n_out,) log-probability of the sampled token
     target_logprobs: Float32Array  # (n_out,) log-probability of the target
     top_ids: Int32Array  # (n_out, MAX_TOP_LOGPROBS) most likely tokens, best first, padded with -1
     top_logprobs: Float32Array  # (n_out, MAX_TOP_LOGPROBS)
-    finite: UInt8Array  # (n_out,) 0: nothing drawn; the logits held a NaN or an infinity, or the mask left no token
+    outcomes: UInt8Array  # (n_out,) Outcome of each row

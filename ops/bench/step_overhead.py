@@ -55,7 +55,7 @@ class TimedStep:
             np.zeros(n_out, np.float32),
             np.zeros((n_out, MAX_TOP_LOGPROBS), np.int32),
             np.zeros((n_out, MAX_TOP_LOGPROBS), np.float32),
-            np.ones(n_out, np.uint8),
+            np.zeros(n_out, np.uint8),
         )
         time.sleep(self.step_s)
         self._ended_s, self._ended_cpu_s = time.perf_counter(), time.thread_time()

@@ -225,10 +225,10 @@ nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
     };
     int32_t* ints = nullptr;  // only carry the element type
     float* floats = nullptr;
-    uint8_t* flags = nullptr;
+    uint8_t* outcomes = nullptr;
     return nb::make_tuple(column(ints, &RowScore::token), column(floats, &RowScore::logprob),
                           column(floats, &RowScore::target_logprob), table(ints, &RowScore::top_ids),
-                          table(floats, &RowScore::top_logprobs), column(flags, &RowScore::finite));
+                          table(floats, &RowScore::top_logprobs), column(outcomes, &RowScore::outcome));
 }
 
 void bind_parts(nb::module_& m) {

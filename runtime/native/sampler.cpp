@@ -281,8 +281,10 @@ RowScore empty_score() noexcept {
 RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32_t target,
                    SamplerScratch& scratch) noexcept {
     RowScore score = empty_score();
-    score.finite = all_finite(logits, n_vocab);
-    if (!score.finite) return score;
+    if (!all_finite(logits, n_vocab)) {
+        score.outcome = Outcome::NonFinite;
+        return score;
+    }
 
     const int32_t top = sampler == nullptr ? -1 : sampler->settings().top_logprobs;
     const double log_total = top >= 0 || target >= 0 ? log_sum_exp(logits, n_vocab) : 0;
@@ -300,7 +302,7 @@ RowScore score_row(const float* logits, int64_t n_vocab, Sampler* sampler, int32
     }
     if (sampler != nullptr) {
         score.token = sampler->sample(logits, n_vocab, scratch);
-        score.finite = score.token >= 0;  // the caller must not go on as if a token had been drawn
+        if (score.token < 0) score.outcome = Outcome::NoToken;
         if (top >= 0 && score.token >= 0) score.logprob = logprob(score.token);
     }
     return score;

@@ -46,6 +46,13 @@ struct SamplerScratch {
     std::vector<int32_t> counts;      // (n_vocab) how often a token occurs in the window; zero between calls
 };
 
+// Why a row has no token, if it should have one.  The numbers are those of runtime.step_plan.
+enum class Outcome : uint8_t {
+    Fine = 0,       // drawn, or nothing was to be drawn
+    NonFinite = 1,  // a logit was a NaN or an infinity: nothing was drawn
+    NoToken = 2,    // the mask allows no token: nothing was drawn
+};
+
 // What one row of logits gave.  Log-probabilities are those of the raw logits; NaN where nobody asked.
 struct RowScore {
     int32_t token = -1;                   // drawn token, or -1
@@ -53,7 +60,7 @@ struct RowScore {
     float target_logprob;                 // of the wanted token
     int32_t top_ids[kMaxTopLogprobs];     // best first, ties to the lowest id; -1 behind the wanted number
     float top_logprobs[kMaxTopLogprobs];  // NaN behind the wanted number
-    bool finite = true;  // false: nothing was drawn, a logit was not finite or the mask left no token
+    Outcome outcome = Outcome::Fine;
 };
 
 class Sampler {
@@ -96,7 +103,7 @@ class Sampler {
     bool mask_sticky_ = false;
 };
 
-// The score of a row that nobody looked at: token -1, finite, log-probabilities NaN.
+// The score of a row that nobody looked at: token -1, outcome Fine, log-probabilities NaN.
 RowScore empty_score() noexcept;
 
 // Checks one row for non-finite values, takes the log-probabilities that were asked for and draws.

@@ -15,7 +15,7 @@ import numpy as np
 from runtime.memory import RuntimeSettings
 from runtime.request import Event, FinishEvent, Request, TokenEvent
 from runtime.sampling import SamplingParams
-from runtime.step_plan import MAX_TOP_LOGPROBS, StepPlan, StepResult
+from runtime.step_plan import MAX_TOP_LOGPROBS, Outcome, StepPlan, StepResult
 
 N_VOCAB = 97
 
@@ -105,7 +105,7 @@ class FakeModel:
             target_logprobs=np.zeros(n_out, np.float32),
             top_ids=np.full((n_out, MAX_TOP_LOGPROBS), -1, np.int32),
             top_logprobs=np.zeros((n_out, MAX_TOP_LOGPROBS), np.float32),
-            finite=np.ones(n_out, np.uint8),
+            outcomes=np.zeros(n_out, np.uint8),
         )
         outputs = {int(row): index for index, row in enumerate(plan.out_rows)}
         for i in range(plan.n_seqs):
@@ -119,7 +119,9 @@ class FakeModel:
                     continue
                 history = self.cells[pages].reshape(-1)[: position + 1].tolist()
                 index = outputs[row]
-                result.finite[index] = self.poison not in history
+                if self.poison in history:
+                    result.outcomes[index] = Outcome.NON_FINITE
+                    continue
                 sampler = plan.samplers[index]
                 if index and row - 1 in outputs and sampler is plan.samplers[index - 1]:
                     # A guess: nothing is drawn behind a wrong one.

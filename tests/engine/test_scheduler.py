@@ -10,7 +10,7 @@ from runtime.pages import PagePool
 from runtime.request import FinishEvent, FinishReason, Request, State, TokenEvent
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Scheduler
-from runtime.step_plan import MAX_TOP_LOGPROBS, StepResult
+from runtime.step_plan import MAX_TOP_LOGPROBS, Outcome, StepResult
 from tests.engine.bench import Bench, CheapRows, request
 from tests.engine.fakes import answer_alone, echo_token
 
@@ -167,6 +167,7 @@ def test_a_row_without_a_token_fails_its_request():
     plan = bench.scheduler.schedule(64, 0.0)
     result = bench.model.step(plan)
     result.token_ids[:] = -1
+    result.outcomes[:] = Outcome.NO_TOKEN
     (event,) = bench.scheduler.apply(result, 0.0)
     assert (event.reason, event.error) == (FinishReason.FAILED, "no_token")
 
@@ -374,7 +375,7 @@ def test_what_planning_a_step_costs(capsys):
             np.zeros(n_out, np.float32),
             np.zeros((n_out, MAX_TOP_LOGPROBS), np.int32),
             np.zeros((n_out, MAX_TOP_LOGPROBS), np.float32),
-            np.ones(n_out, np.uint8),
+            np.zeros(n_out, np.uint8),
         )
         apply_s = time.perf_counter()
         events = scheduler.apply(result, 0.0)

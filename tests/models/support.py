@@ -313,7 +313,7 @@ class Runner:
             part = tokens[first : first + chunk]
             samplers = [greedy() for _ in part]
             result = self.step([(seq, first, part)], range(len(part)), samplers)
-            assert result.finite.all()
+            assert not result.outcomes.any()
             found += [
                 {int(i): float(p) for i, p in zip(ids, values, strict=True) if i >= 0}
                 for ids, values in zip(result.top_ids, result.top_logprobs, strict=True)

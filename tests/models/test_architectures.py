@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime._native import kernel_levels
+from runtime.step_plan import Outcome
 from tests.models.reference import Reference
 from tests.models.support import N_VOCAB, Runner, Tiny, greedy, ints, numpy_logprobs, write_tiny
 
@@ -181,7 +182,7 @@ def test_non_finite_logits_are_reported_and_nothing_is_drawn(tmp_path):
     path = write_tiny(tmp_path / "m.gguf", Tiny(tensors={"output_norm.weight": broken}))
     sampler = greedy()
     result = Runner(path).step([(0, 0, [1, 2, 3])], [2], [sampler], [4])
-    assert result.finite.tolist() == [0]
+    assert result.outcomes.tolist() == [Outcome.NON_FINITE]
     assert result.token_ids.tolist() == [-1]
     assert np.isnan(result.target_logprobs[0])
     assert sampler.n_drawn == 0

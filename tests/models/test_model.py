@@ -14,7 +14,7 @@ from runtime.errors import (
 )
 from runtime.memory import RuntimeSettings
 from runtime.model import load_model, model_name
-from runtime.step_plan import StepPlan
+from runtime.step_plan import Outcome, StepPlan
 from tests.models.support import Tiny, greedy, ints, write_tiny
 
 
@@ -98,7 +98,7 @@ def test_a_file_that_shrinks_under_the_model(demo_model, tmp_path):
     path.write_bytes(demo_model.read_bytes())
     model = load_model(path)
     result = model.step(one_row())
-    assert result.finite[0] == 1
+    assert result.outcomes[0] == Outcome.FINE
     with path.open("r+b") as file:
         file.truncate(8192)
     with pytest.raises(ModelChangedError):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime._native import Sampler
+from runtime.step_plan import Outcome
 from tests.models.support import N_VOCAB, Runner, Tiny, write_tiny
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -54,7 +55,7 @@ def test_a_right_draft_gives_all_its_tokens_and_one_more(model, name):
     result = verify(Runner(model, threads=2), sampler, expected[:5])
     assert result.token_ids.tolist() == expected
     assert [row.tobytes() for row in result.top_logprobs] == logprobs
-    assert result.finite.all()
+    assert (result.outcomes == Outcome.FINE).all()
     assert sampler.n_drawn == 6
 
 
@@ -69,7 +70,7 @@ def test_a_wrong_token_ends_the_verification(model, name, wrong_at):
     accepted = wrong_at + 1
     assert result.token_ids.tolist() == expected[:accepted] + [-1] * (6 - accepted)
     assert sampler.n_drawn == accepted
-    assert result.finite.all()
+    assert (result.outcomes == Outcome.FINE).all()
     assert np.isnan(result.logprobs[accepted:]).all()
     # What follows, and the penalties' window, are as if the wrong rows had never been there.
     for i in range(accepted, 9):
@@ -92,13 +93,13 @@ def test_longer_than_a_tile_of_logits_and_beside_others(tmp_path):
     assert (other.n_drawn, sampler.n_drawn) == (1, 70)
 
 
-def test_a_row_that_is_not_finite_ends_the_verification(model):
+def test_a_mask_without_a_token_ends_the_verification(model):
     sampler = make_sampler("greedy")
     sampler.set_mask(np.array([[0xFFFFF], [0]], np.uint32))
     expected, _ = one_by_one(Runner(model), make_sampler("greedy"), 3)
     result = verify(Runner(model), sampler, expected)
     assert result.token_ids.tolist() == [expected[0], -1, -1, -1]
-    assert result.finite.tolist() == [1, 0, 1, 1]
+    assert result.outcomes.tolist() == [Outcome.FINE, Outcome.NO_TOKEN, Outcome.FINE, Outcome.FINE]
     assert sampler.n_drawn == 1
 
 
