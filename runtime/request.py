@@ -76,7 +76,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
 
 # Words of FinishEvent.error.
 ERROR_NON_FINITE_LOGITS = "non_finite_logits"  # the model gave NaN or infinity for this request
-ERROR_NO_TOKEN = "no_token"  # noqa: S105  the sampler could not choose (every token was ruled out)
+ERROR_NO_TOKEN = "no_token"  # noqa: S105  the constraint's mask ruled out every token
 ERROR_CONSTRAINT_FAILED = "constraint_failed"  # the grammar became too complex, or could not go on
 ERROR_ENGINE_FAILED = "engine_failed"  # a step broke; the engine takes no more requests
 ERROR_ENGINE_STOPPED = "engine_stopped"  # the engine was stopped before the request ended

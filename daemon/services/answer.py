@@ -22,8 +22,8 @@ AnswerEvent = pb.Started | pb.Queued | pb.Delta | pb.Done
 _REASON_OF_ERROR = {
     words.ERROR_NON_FINITE_LOGITS: ("NON_FINITE_LOGITS", "The model gave values that are no numbers."),
     words.ERROR_NO_TOKEN: (
-        "INVALID_ARGUMENT",
-        "The sampling options and logit_bias leave no token to choose.",
+        "CONSTRAINT_FAILED",
+        "The grammar leaves no token of this model's vocabulary to go on with; the answer was ended.",
     ),
     words.ERROR_CONSTRAINT_FAILED: (
         "CONSTRAINT_FAILED",

@@ -340,7 +340,7 @@ async def test_the_engine_is_told_the_deadline(world):
     ("word", "reason"),
     [
         ("non_finite_logits", "NON_FINITE_LOGITS"),
-        ("no_token", "INVALID_ARGUMENT"),
+        ("no_token", "CONSTRAINT_FAILED"),
         ("engine_failed", "INTERNAL"),
         ("engine_stopped", "UNAVAILABLE"),
         ("model_file_changed", "MODEL_FILE_CHANGED"),
