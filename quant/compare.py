@@ -25,7 +25,7 @@ from quant.perplexity import (
     sequence_plan,
 )
 from runtime.errors import RequestError
-from runtime.step_plan import StepPlan, StepResult
+from runtime.step_plan import Outcome, StepPlan, StepResult
 
 LOGITS_BYTES = 32 << 20  # of one model at once
 TILE_ELEMENTS = 1 << 20  # of the float64 temporaries
@@ -171,7 +171,7 @@ def compare(
                 plan = sequence_plan(
                     chunk[start:stop], start, outputs, following[start:stop], model.page_tokens
                 )
-                if not model.step(plan, view).finite.all():
+                if (model.step(plan, view).outcomes == Outcome.NON_FINITE).any():
                     raise NonFiniteLogitsError("a model's logits are not finite; the file may be damaged")
             _score(first, second, following[start:stop], positions)
         positions.chunks += 1

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import QuantdError, RequestError
-from runtime.step_plan import StepPlan, StepResult
+from runtime.step_plan import Outcome, StepPlan, StepResult
 
 DEFAULT_CTX = 512
 MIN_CTX = 8
@@ -136,7 +136,7 @@ def _second_half(model: ScoringModel, chunk: Int32, following: Int32, step_rows:
         scored = np.arange(max(start, first_scored), stop, dtype=np.int32)
         plan = sequence_plan(chunk[start:stop], start, scored - start, following[scored], model.page_tokens)
         result = model.step(plan)
-        if not result.finite.all():
+        if (result.outcomes == Outcome.NON_FINITE).any():
             raise NonFiniteLogitsError("the model's logits are not finite; the file may be damaged")
         parts.append(result.target_logprobs.astype(np.float64))
     return np.concatenate(parts)

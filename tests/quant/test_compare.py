@@ -16,7 +16,7 @@ from quant.quantizer import Quantizer
 from runtime.errors import RequestError
 from runtime.memory import RuntimeSettings
 from runtime.model import load_model
-from runtime.step_plan import StepPlan, StepResult
+from runtime.step_plan import Outcome, StepPlan, StepResult
 
 DEMO = Path(__file__).resolve().parents[2] / "ops/demo/quantd-demo-f16.gguf"
 N_VOCAB = 32
@@ -58,7 +58,7 @@ class Table:
             target_logprobs=zeros,
             top_ids=none.astype(np.int32),
             top_logprobs=none.astype(np.float32),
-            finite=np.full(plan.n_out, self.finite, np.uint8),
+            outcomes=np.full(plan.n_out, Outcome.FINE if self.finite else Outcome.NON_FINITE, np.uint8),
         )
 
 

@@ -15,7 +15,7 @@ from quant.quantizer import Quantizer
 from runtime.errors import RequestError
 from runtime.memory import RuntimeSettings
 from runtime.model import LoadedModel, load_model
-from runtime.step_plan import StepPlan, StepResult
+from runtime.step_plan import Outcome, StepPlan, StepResult
 
 BOS = 1
 
@@ -59,7 +59,7 @@ class Counting:
             target_logprobs=logprobs.astype(np.float32),
             top_ids=none.astype(np.int32),
             top_logprobs=none.astype(np.float32),
-            finite=np.full(n_out, self.finite, np.uint8),
+            outcomes=np.full(n_out, Outcome.FINE if self.finite else Outcome.NON_FINITE, np.uint8),
         )
 
 
