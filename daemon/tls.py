@@ -55,11 +55,20 @@ class TlsFiles:
         )
 
 
-def client_credentials(ca: Path) -> grpc.ChannelCredentials:
-    """For a client of a gRPC listener whose certificate `ca` signed.  Raises ApiError INVALID_CONFIG."""
+def client_credentials(
+    ca: Path | None, certificate: Path | None = None, key: Path | None = None
+) -> grpc.ChannelCredentials:
+    """For a client of a gRPC listener whose certificate `ca` signed (None: an authority that this system trusts).
+
+    `certificate` and `key` are the client's own, for mutual TLS.  Raises ApiError INVALID_CONFIG.
+    """
     import grpc  # noqa: PLC0415
 
-    return grpc.ssl_channel_credentials(_read(ca))
+    return grpc.ssl_channel_credentials(
+        None if ca is None else _read(ca),
+        None if key is None else _read(key),
+        None if certificate is None else _read(certificate),
+    )
 
 
 def _no_password() -> str:

@@ -12,6 +12,7 @@ SUMMARIES = {
     "serve": "Serve a model over gRPC and the OpenAI API.",
     "run": "Ask a model once, or chat with it at the terminal.",
     "pull": "Download a model from the Hugging Face Hub or an Ollama registry.",
+    "create": "Make a model of the store from a Modelfile.",
     "list": "List the models that can be served by name.",
     "show": "Show what a model is: file, defaults, template, license.",
     "cp": "Give a model a second name.",

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 
-from daemon.cli.shared import print_table, read_settings
+from daemon.cli.shared import print_table, read_remote, remote_options
 from daemon.keep_alive import format_keep_alive
 from daemon.sizes import format_size
 
 
 @click.command("ps")
-@click.option("--grpc", metavar="HOST:PORT|unix:PATH", help="The daemon. Default 127.0.0.1:50051.")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file of the daemon.")
+@remote_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def command(*, config: Path | None, as_json: bool, **flags: Any) -> None:
+def command(*, as_json: bool, **where: Any) -> None:
     """List the models in the memory of the running daemon, the one used last first.
 
     \b
-    Example:
+    Examples:
       quantd ps --grpc 127.0.0.1:50052
+      QUANTD_API_KEY=... quantd ps --grpc nuc.home:50051 --ca ca.pem
     """
     from google.protobuf import json_format
 
     from daemon.rpc.client import ask_models
     from quantd.v1 import model_service_pb2 as rpc
 
-    settings = read_settings(config, **flags)
     found = ask_models(
-        settings.grpc, lambda stub, options: stub.ListRunning(rpc.ListRunningRequest(), **options)
+        read_remote(**where), lambda stub, options: stub.ListRunning(rpc.ListRunningRequest(), **options)
     ).models
     if as_json:
         shown = [

@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from daemon.config import Settings
+    from daemon.rpc.client import Remote
     from daemon.services.library import LibraryService
     from daemon.services.model import ModelService
 
@@ -30,6 +31,69 @@ def store_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def remote_options(command: Command) -> Command:
+    """Where the running daemon is, and how it is talked to."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option(
+            "--key-file", type=path, help="File that holds the API key. Default: the variable QUANTD_API_KEY."
+        ),
+        click.option(
+            "--client-key", type=path, envvar="QUANTD_CLIENT_KEY", help="Private key of --client-cert (PEM)."
+        ),
+        click.option(
+            "--client-cert",
+            type=path,
+            envvar="QUANTD_CLIENT_CERT",
+            help="Certificate to show to a daemon that asks for one (PEM).",
+        ),
+        click.option(
+            "--ca",
+            type=path,
+            envvar="QUANTD_CA",
+            help="Talk TLS; the daemon's certificate is signed by this one (PEM).",
+        ),
+        click.option(
+            "--tls", is_flag=True, help="Talk TLS; the daemon's certificate is one that this system trusts."
+        ),
+        click.option("--config", type=path, help="TOML file of the daemon."),
+        click.option("--grpc", metavar="HOST:PORT|unix:PATH", help="The daemon. Default 127.0.0.1:50051."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_remote(  # noqa: PLR0917 - one parameter an option
+    grpc: str | None,
+    config: Path | None,
+    ca: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
+    key_file: Path | None,
+    *,
+    tls: bool,
+) -> Remote:
+    """The daemon that these options mean; with TLS also where the daemon's own configuration has it."""
+    import os
+
+    from daemon.rpc.client import Remote
+
+    settings = read_settings(config, grpc=grpc)
+    if (client_cert is None) != (client_key is None):
+        raise click.UsageError("a client certificate needs both files: --client-cert and --client-key")
+    api_key = os.environ.get("QUANTD_API_KEY", "")
+    if key_file is not None:
+        try:
+            api_key = key_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as failure:
+            raise click.UsageError(f"--key-file {key_file}: {failure}") from None
+    if not api_key.isascii() or not api_key.isprintable():
+        raise click.UsageError("the API key holds characters that no key has")
+    own = settings.tls_cert if ca is None and not tls else None  # a certificate that signed itself
+    secure = tls or ca is not None or client_cert is not None or own is not None
+    return Remote(settings.grpc, api_key, secure, ca or own, client_cert, client_key)
 
 
 def read_settings(config: Path | None, **flags: Any) -> Settings:

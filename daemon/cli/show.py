@@ -15,7 +15,7 @@ from daemon.sizes import format_size
 if TYPE_CHECKING:
     from quantd.v1 import model_service_pb2 as rpc
 
-PARTS = ("template", "system", "license", "parameters")
+PARTS = ("modelfile", "template", "system", "license", "parameters")
 
 
 @click.command("show")
@@ -33,6 +33,7 @@ def command(
     Examples:
       quantd show llama3.2
       quantd show llama3.2 --only template
+      quantd show llama3.2 --only modelfile > Modelfile
       quantd show llama3.2 --json | jq .parameters
     """
     from google.protobuf import json_format
@@ -53,6 +54,10 @@ def command(
 
 
 def _part(shown: rpc.ShowModelResponse, facts: dict[str, Any], only: str) -> str:
+    if only == "modelfile":
+        from daemon.store.modelfile import modelfile_text
+
+        return modelfile_text(shown).rstrip("\n")
     if only == "license":
         return "\n\n".join(shown.licenses)
     if only == "parameters":
@@ -76,6 +81,7 @@ def _print(shown: rpc.ShowModelResponse, facts: dict[str, Any]) -> None:
         if shown.template
         else "none",
         "system": shown.system[:100],
+        "messages": f"{len(shown.messages)} before every conversation" if shown.messages else "",
         "license": (shown.licenses[0].strip().splitlines() or [""])[0][:100] if shown.licenses else "",
     }
     for key, value in lines.items():

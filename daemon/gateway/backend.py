@@ -105,10 +105,10 @@ class Backend(Protocol):
         """Forget a name."""
         ...
 
-    async def create_model(
+    def create_model(
         self, request: model_service_pb2.CreateModelRequest, context: CallContext
-    ) -> model_service_pb2.CreateModelResponse:
-        """Make a model from another one or from blobs."""
+    ) -> AsyncIterator[model_service_pb2.CreateModelResponse]:
+        """Make a model from another one or from blobs: progress, then the model."""
         ...
 
     async def has_blob(

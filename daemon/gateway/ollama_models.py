@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 from daemon.gateway.ollama_answer import time_text
-from quantd.v1 import generate_pb2, model_pb2
+from daemon.store.modelfile import modelfile_text
+from daemon.store.parameters import number_text, parameter_values
+from quantd.v1 import model_pb2
 from quantd.v1 import model_service_pb2 as rpc
 
 _FOREVER_MS = 4_102_444_800_000  # 2100-01-01: a model that never goes
-_OPTION_NAMES = {"max_tokens": "num_predict", "context_tokens": "num_ctx"}
 
 
 def listed(model: model_pb2.Model) -> dict[str, Any]:
@@ -41,9 +42,9 @@ def running(one: rpc.RunningModel) -> dict[str, Any]:
 
 def shown(answer: rpc.ShowModelResponse) -> dict[str, Any]:
     """Everything about one model, for /api/show."""
-    parameters = "\n".join(_parameter_lines(answer.parameters))
+    parameters = "\n".join(f"{name} {_value(value)}" for name, value in parameter_values(answer.parameters))
     facts: dict[str, Any] = {
-        "modelfile": _modelfile(answer),
+        "modelfile": modelfile_text(answer),
         "parameters": parameters,
         "template": answer.go_template or answer.template,
         "details": _details(answer.model),
@@ -55,6 +56,8 @@ def shown(answer: rpc.ShowModelResponse) -> dict[str, Any]:
         facts["system"] = answer.system
     if answer.licenses:
         facts["license"] = "\n".join(answer.licenses)
+    if answer.messages:
+        facts["messages"] = [{"role": one.role, "content": one.content} for one in answer.messages]
     if answer.tensors:
         facts["tensors"] = [
             {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape)}
@@ -97,29 +100,5 @@ def _capabilities(answer: rpc.ShowModelResponse) -> list[str]:
     return found
 
 
-def _parameter_lines(options: generate_pb2.GenerationOptions) -> list[str]:
-    values: list[tuple[str, Any]] = []
-    for message in (options.sampling, options):
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                continue
-            name = _OPTION_NAMES.get(field.name, field.name)
-            values += [(name, one) for one in value] if field.name == "stop" else [(name, value)]
-    return [f"{name} {_value(value)}" for name, value in values]
-
-
 def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _modelfile(answer: rpc.ShowModelResponse) -> str:
-    lines = [f"FROM {answer.model.name}"]
-    if answer.template_is_override:
-        lines.append(f'TEMPLATE """{answer.template}"""')
-    if answer.system:
-        lines.append(f'SYSTEM """{answer.system}"""')
-    lines += [f"PARAMETER {line}" for line in _parameter_lines(answer.parameters)]
-    lines += [f'LICENSE """{text}"""' for text in answer.licenses]
-    return "\n".join(lines) + "\n"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else number_text(value)

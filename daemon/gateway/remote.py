@@ -123,11 +123,11 @@ class RemoteBackend:
         """Forget a name."""
         return await _unary(self._models.DeleteModel, request, context)
 
-    async def create_model(
+    def create_model(
         self, request: model_service_pb2.CreateModelRequest, context: CallContext
-    ) -> model_service_pb2.CreateModelResponse:
+    ) -> AsyncIterator[model_service_pb2.CreateModelResponse]:
         """Make a model from another one or from blobs."""
-        return await _unary(self._models.CreateModel, request, context)
+        return _stream(self._models.CreateModel, request, context)
 
     async def has_blob(
         self, request: model_service_pb2.HasBlobRequest, context: CallContext

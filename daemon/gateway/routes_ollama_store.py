@@ -19,12 +19,13 @@ from daemon.gateway.fields import refuse
 from daemon.gateway.ollama_answer import failure_message, json_line
 from daemon.gateway.ollama_request import options_message
 from daemon.gateway.replies import JsonResponse
-from daemon.gateway.routes_ollama import NDJSON, OllamaRoute, context_of, model_name
+from daemon.gateway.routes_ollama import OllamaRoute, context_of, model_name
 from daemon.gateway.sse import line_response
+from daemon.gateway.translate_chat import messages
 from quantd.v1 import model_service_pb2 as rpc
 
 _PART_BYTES = 1 << 20
-_REFUSED = ("quantize", "adapters", "messages", "draft_files", "draft_quantize")
+_REFUSED = ("draft_files", "draft_quantize")
 
 
 def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
@@ -50,26 +51,20 @@ def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
 
     @router.post("/api/create", response_model=None)
     async def create(request: Request) -> Response:
-        """Make a model from another one or from blobs."""
+        """Make a model from another one or from blobs, told in lines of JSON unless `stream` is false."""
         body = await read_json(request, any_media_type=True)
-        await unless_gone(request, _create(backend, body, context_of(request)))
-        return _succeeded(body)
+        context = context_of(request)
+        return await _told(
+            request, body, backend.create_model(_creation(body), context), context, send_timeout_s
+        )
 
     @router.post("/api/pull", response_model=None)
     async def pull(request: Request) -> Response:
         """Download a model, told in lines of JSON unless `stream` is false."""
         body = await read_json(request, any_media_type=True)
         context = context_of(request)
-        events: Any = backend.pull_model(rpc.PullModelRequest(name=model_name(body)), context)
-        try:
-            first = await unless_gone(request, _first(events))
-            if body.get("stream") is False:
-                await unless_gone(request, _read_out(events))
-                return _succeeded(body)
-        except BaseException:
-            await events.aclose()
-            raise
-        return line_response(_pull_lines(first, events, context.request_id), send_timeout_s=send_timeout_s)
+        events = backend.pull_model(rpc.PullModelRequest(name=model_name(body)), context)
+        return await _told(request, body, events, context, send_timeout_s)
 
     @router.head("/api/blobs/{digest}", response_model=None)
     async def has_blob(request: Request, digest: str) -> Response:
@@ -88,10 +83,19 @@ def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
     return router
 
 
-def _succeeded(body: dict[str, Any]) -> Response:
-    if body.get("stream") is False:
-        return JsonResponse({"status": "success"})
-    return Response(json_line({"status": "success"}), media_type=NDJSON)
+async def _told(
+    request: Request, body: dict[str, Any], events: Any, context: CallContext, send_timeout_s: float
+) -> Response:
+    """Work with progress as lines of JSON; what is refused before the first of them has a status of its own."""
+    try:
+        first = await unless_gone(request, _first(events))
+        if body.get("stream") is False:
+            await unless_gone(request, _read_out(events))
+            return JsonResponse({"status": "success"})
+    except BaseException:
+        await events.aclose()
+        raise
+    return line_response(_lines(first, events, context.request_id), send_timeout_s=send_timeout_s)
 
 
 def _digest(text: str) -> str:
@@ -107,7 +111,7 @@ async def _read_out(events: Any) -> None:
         pass
 
 
-async def _pull_lines(first: Any, events: Any, request_id: str) -> AsyncIterator[bytes]:
+async def _lines(first: Any, events: Any, request_id: str) -> AsyncIterator[bytes]:
     try:
         async with aclosing(events):
             if first is not None and first.WhichOneof("event") == "progress":
@@ -120,29 +124,35 @@ async def _pull_lines(first: Any, events: Any, request_id: str) -> AsyncIterator
         yield json_line({"error": failure_message(failure, request_id)})
 
 
-def _progress(progress: rpc.PullProgress) -> dict[str, Any]:
+def _progress(progress: rpc.PullProgress | rpc.CreateProgress) -> dict[str, Any]:
     line: dict[str, Any] = {"status": progress.status}
-    if progress.digest:
-        line |= {
-            "digest": progress.digest,
-            "total": progress.total_bytes,
-            "completed": progress.completed_bytes,
-        }
+    if isinstance(progress, rpc.PullProgress) and progress.digest:
+        line["digest"] = progress.digest
+    if "digest" in line or progress.total_bytes:
+        line |= {"total": progress.total_bytes, "completed": progress.completed_bytes}
     return line
 
 
-async def _create(backend: Backend, body: dict[str, Any], context: CallContext) -> None:
+def _creation(body: dict[str, Any]) -> rpc.CreateModelRequest:
     for field in _REFUSED:
         if body.get(field):
             raise refuse(field, "is not supported by this server")
     message = rpc.CreateModelRequest(name=model_name(body))
     if body.get("from"):
         setattr(message, "from", model_name(body, "from"))
-    files = body.get("files") or {}
-    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-        raise refuse("files", "must be an object of file names and digests")
-    for name, digest in files.items():
-        message.files.add(file=name, digest=_digest(digest))
+    for field, found in (("files", message.files), ("adapters", message.adapter_files)):
+        files = body.get(field) or {}
+        if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+            raise refuse(field, "must be an object of file names and digests")
+        for name, digest in files.items():
+            found.add(file=name, digest=_digest(digest))
+    for field in ("quantize", "quantization"):  # the second is its older name
+        if body.get(field):
+            if not isinstance(body[field], str):
+                raise refuse(field, "must be the name of a recipe, such as q4_K_M")
+            message.quantize = body[field]
+    if body.get("messages"):
+        message.messages.extend(messages(body["messages"]))
     for field in ("template", "system"):
         text = body.get(field)
         if text is not None:
@@ -156,7 +166,7 @@ async def _create(backend: Backend, body: dict[str, Any], context: CallContext) 
     message.licenses.extend(licenses)
     if body.get("parameters"):
         message.parameters.CopyFrom(options_message(body["parameters"], "parameters"))
-    await backend.create_model(message, context)
+    return message
 
 
 async def _parts(request: Request, digest: str) -> AsyncGenerator[rpc.UploadBlobRequest, None]:

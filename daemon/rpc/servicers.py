@@ -144,11 +144,11 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         del context
         return await self._library.delete_model(request, current_call.get())
 
-    async def CreateModel(  # noqa: N802
+    def CreateModel(  # noqa: N802
         self, request: model_rpc.CreateModelRequest, context: Any
-    ) -> model_rpc.CreateModelResponse:
+    ) -> AsyncGenerator[model_rpc.CreateModelResponse, None]:
         del context
-        return await self._library.create_model(request, current_call.get())
+        return self._library.create_model(request, current_call.get())
 
     async def HasBlob(  # noqa: N802
         self, request: model_rpc.HasBlobRequest, context: Any

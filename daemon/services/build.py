@@ -39,6 +39,7 @@ def build_services(settings: Settings) -> Services:
         max_wait_s=settings.max_wait_seconds,
     )
     model = ModelService(host)
+    quantize = QuantizeService(folder)
     return Services(
         gate=Gate(settings.keys_file),
         host=host,
@@ -46,8 +47,8 @@ def build_services(settings: Settings) -> Services:
         tokenizer=TokenizerService(host),
         embedding=EmbeddingService(host, lines),
         model=model,
-        library=LibraryService(host, model, Places(settings.hub, settings.registry)),
-        quantize=QuantizeService(folder),
+        library=LibraryService(host, model, Places(settings.hub, settings.registry), quantize),
+        quantize=quantize,
     )
 
 

@@ -8,26 +8,23 @@ import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
-from typing import Any
 
 from daemon.errors import ApiError
 from daemon.log import get_logger
 from daemon.services.call import Call
 from daemon.services.catalog import Catalog
-from daemon.services.defaults import merge
+from daemon.services.creating import CONFIG, NO_FILES, LocalFiles, ModelMaker
 from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, not_found
 from daemon.services.model import ModelService, without_paths
-from daemon.services.options import MAX_CONTEXT_TOKENS, invalid, read_options
+from daemon.services.options import invalid
 from daemon.services.pulling import pull_events
-from daemon.store.blobs import MAX_TEXT_BYTES, parse_digest
-from daemon.store.go_template import is_go_template
-from daemon.store.manifest import MAX_LICENSES, MAX_WEIGHTS, Blob, Manifest, is_plain_file, parameters_json
+from daemon.services.quantize import QuantizeService
+from daemon.store.blobs import parse_digest
+from daemon.store.manifest import Manifest
 from daemon.store.models import ModelStore
 from daemon.store.names import ModelName
 from daemon.store.pull import Places
-from daemon.text.template import ChatTemplate
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
 from runtime.gguf import ModelFile
@@ -42,9 +39,16 @@ MAX_PULLS = 4
 class LibraryService:
     """The store, as clients see it."""
 
-    def __init__(self, host: ModelHost, models: ModelService, places: Places | None = None) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        models: ModelService,
+        places: Places | None = None,
+        quantize: QuantizeService | None = None,
+    ) -> None:
         self._host = host
         self._models = models
+        self._quantize = quantize or QuantizeService(host.folder)
         self._places = places or Places()
         self._num_pulls = 0
 
@@ -57,6 +61,10 @@ class LibraryService:
         if self._catalog.store is None:
             raise ApiError("PERMISSION_DENIED", "This daemon has no model store (store_dir).")
         return self._catalog.store
+
+    @property
+    def _maker(self) -> ModelMaker:
+        return ModelMaker(self._host, self._store, self._quantize)
 
     async def show_model(self, request: rpc.ShowModelRequest, call: Call) -> rpc.ShowModelResponse:
         """Everything about one model."""
@@ -91,6 +99,9 @@ class LibraryService:
             response.template, response.template_is_override = overrides.template, True
         if manifest.go_template is not None:
             response.go_template = self._store.blobs.read_text(manifest.go_template.digest)
+        response.messages.extend(
+            pb.ChatMessage(role=role, content=content) for role, content in overrides.messages
+        )
         response.licenses.extend(self._store.blobs.read_text(blob.digest) for blob in manifest.licenses)
         return response
 
@@ -123,17 +134,25 @@ class LibraryService:
         log.info("model_deleted", model=entry.name, freed_bytes=freed_bytes)
         return rpc.DeleteModelResponse(freed_bytes=freed_bytes)
 
-    async def create_model(self, request: rpc.CreateModelRequest, call: Call) -> rpc.CreateModelResponse:
-        """A new model from another one or from blobs, with defaults of its own."""
+    def has_source(self, name: str) -> bool:
+        """Whether a model can be made from that name: a model, or a Hugging Face folder of the model folder."""
+        return self._host.find(name) is not None or self._catalog.find_folder(name, CONFIG) is not None
+
+    async def create_model(
+        self, request: rpc.CreateModelRequest, call: Call, local: LocalFiles = NO_FILES
+    ) -> AsyncGenerator[rpc.CreateModelResponse, None]:
+        """Progress, then the model.  Closing the iterator stops the work and leaves nothing of it."""
         call.caller.require_manage()
         name = self._new_name(request.name, "name")
-        if bool(getattr(request, "from")) == bool(request.files):
-            raise invalid("from", "either from or files must be given")
-        manifest = await asyncio.to_thread(self._made, request)
-        await asyncio.to_thread(self._store.put, name, manifest)
+        async with aclosing(self._maker.make(request, call, local)) as events:
+            async for event in events:
+                if isinstance(event, rpc.CreateProgress):
+                    yield rpc.CreateModelResponse(progress=event)
+                    continue
+                await asyncio.to_thread(self._store.put, name, event)
         log.info("model_created", model=str(name))
         found = await self._models.get_model(rpc.GetModelRequest(name=str(name)), call)
-        return rpc.CreateModelResponse(model=found.model)
+        yield rpc.CreateModelResponse(model=found.model)
 
     async def pull_model(
         self, request: rpc.PullModelRequest, call: Call
@@ -209,87 +228,7 @@ class LibraryService:
         """What a model is made of; a plain file becomes blobs of the store first."""
         if entry.overrides is not None:
             return entry.overrides.manifest
-        with without_paths(entry):
-            paths = ModelFile.open(entry.path).paths
-        split = len(paths) > 1
-        return Manifest(
-            weights=tuple(self._add(path, split=split) for path in paths), source=f"the file {entry.name}"
-        )
-
-    def _add(self, path: Path, *, split: bool) -> Blob:
-        blobs = self._store.blobs
-        digest = blobs.add_file(path)
-        return Blob(digest, blobs.size(digest) or 0, path.name if split else "")
-
-    def _made(self, request: rpc.CreateModelRequest) -> Manifest:
-        source: str = getattr(request, "from")
-        if source:
-            entry = self._host.find(source)
-            if entry is None:
-                raise not_found(source, "from")
-            base = dataclasses.replace(
-                self._manifest(entry), created_unix_ms=0, source=f"made from {entry.name}"
-            )
-        else:
-            base = self._of_files(request)
-        changes: dict[str, Any] = {}
-        if request.HasField("template"):
-            blob = self._text("template", request.template)
-            if is_go_template(request.template):
-                changes |= {"go_template": blob, "template": None}
-            else:
-                if request.template:
-                    ChatTemplate(request.template)
-                changes |= {"template": blob if request.template else None, "go_template": None}
-        if request.HasField("system"):
-            changes["system"] = self._text("system", request.system) if request.system else None
-        if request.licenses:
-            if len(request.licenses) > MAX_LICENSES:
-                raise invalid("licenses", f"at most {MAX_LICENSES}, not {len(request.licenses)}")
-            changes["licenses"] = tuple(
-                self._text(f"licenses[{index}]", text) for index, text in enumerate(request.licenses)
-            )
-        if request.HasField("parameters"):
-            changes["parameters_json"] = check_parameters(merge(base.parameters, request.parameters))
-        return dataclasses.replace(base, **changes)
-
-    def _of_files(self, request: rpc.CreateModelRequest) -> Manifest:
-        if len(request.files) > MAX_WEIGHTS:
-            raise invalid("files", f"at most {MAX_WEIGHTS}, not {len(request.files)}")
-        blobs = self._store.blobs
-        weights = []
-        for index, one in enumerate(request.files):
-            field = f"files[{index}]"
-            digest = parse_digest(one.digest, f"{field}.digest")
-            if one.file and not is_plain_file(one.file):
-                raise invalid(f"{field}.file", f"must be a plain file name, not {one.file[:100]!r}")
-            size = blobs.size(digest)
-            if size is None:
-                raise ApiError(
-                    "MODEL_NOT_FOUND",
-                    f"There is no blob sha256:{digest}; upload it first.",
-                    field=f"{field}.digest",
-                )
-            weights.append(Blob(digest, size, one.file if len(request.files) > 1 else ""))
-        if len({blob.file for blob in weights}) < len(weights):
-            raise invalid("files", "each file of a split model needs a name of its own")
-        for blob in weights:  # refuses what is no model, by name, before it gets one
-            path = blobs.path(blob.digest)
-            with without_paths(ModelEntry(blob.file or "the blob", path, blob.size_bytes, 0)):
-                _open_alone(path)
-        return Manifest(weights=tuple(sorted(weights, key=lambda one: one.file)), source="uploaded blobs")
-
-    def _text(self, field: str, text: str) -> Blob:
-        data = text.encode()
-        if len(data) > MAX_TEXT_BYTES:
-            raise invalid(field, f"at most {MAX_TEXT_BYTES} bytes, not {len(data)}")
-        return Blob(self._store.blobs.add_bytes(data), len(data))
-
-
-def check_parameters(options: pb.GenerationOptions) -> str:
-    """Defaults in the form of the manifest; INVALID_ARGUMENT for values that no request could have."""
-    read_options(options, n_vocab=2**31 - 1, context_tokens=MAX_CONTEXT_TOKENS, encode=lambda _: [])
-    return parameters_json(options)
+        return self._maker.add_file(entry.path, entry.name)
 
 
 def metadata_json(file: ModelFile, *, verbose: bool) -> dict[str, str]:
@@ -302,10 +241,3 @@ def metadata_json(file: ModelFile, *, verbose: bool) -> dict[str, str]:
             value = None
         shown[key] = json.dumps(value)
     return shown
-
-
-def _open_alone(path: Path) -> None:
-    """Checks the format of one file, which may be one of several."""
-    from runtime._native import GgufFile  # noqa: PLC0415
-
-    GgufFile(str(path))

@@ -89,11 +89,11 @@ class LocalBackend:
         """Forget a name."""
         return await self._services.library.delete_model(request, self._call(context))
 
-    async def create_model(
+    def create_model(
         self, request: model_service_pb2.CreateModelRequest, context: CallContext
-    ) -> model_service_pb2.CreateModelResponse:
+    ) -> AsyncIterator[model_service_pb2.CreateModelResponse]:
         """Make a model from another one or from blobs."""
-        return await self._services.library.create_model(request, self._call(context))
+        return self._services.library.create_model(request, self._call(context))
 
     async def has_blob(
         self, request: model_service_pb2.HasBlobRequest, context: CallContext

@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class _Job:
     request: rpc.QuantizeRequest
     arguments: list[str]
     output: Path
+    label: str  # what clients call the output
+    hidden: tuple[Path, ...]  # folders whose paths no message tells
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # its place changed, or it is to stop
     cancelled: bool = False
     child: asyncio.subprocess.Process | None = None
@@ -65,7 +68,31 @@ class QuantizeService:
     ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
         """Places in the queue, progress, then the result.  Closing the iterator stops the child and leaves no file."""
         call.caller.require_manage()
-        job = self._check(request, call)
+        async with aclosing(self._in_line(self._check(request, call))) as responses:
+            async for response in responses:
+                yield response
+
+    async def make(
+        self,
+        source: Path,
+        output: Path,
+        *,
+        recipe: str,
+        adapters: Sequence[Path],
+        label: str,
+        hidden: Sequence[Path],
+        call: Call,
+    ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
+        """The same for files that the daemon itself names: part of making the model `label`."""
+        request = rpc.QuantizeRequest(source=label, output=label, recipe=recipe)
+        arguments = self._arguments(request, source, output)
+        arguments += [f"--lora={folder}:1.0" for folder in adapters]
+        job = _Job(call.request_id, request, arguments, output, label, tuple(hidden))
+        async with aclosing(self._in_line(job)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _in_line(self, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
         if len(self._jobs) > MAX_WAITING_JOBS:
             message = f"{len(self._jobs)} quantizations run or wait already; no more can be queued."
             raise ApiError("QUANTIZE_BUSY", message, retry_after_s=BUSY_RETRY_S)
@@ -78,8 +105,9 @@ class QuantizeService:
                 job.changed.clear()
             if job.cancelled:
                 raise ApiError("CANCELLED", "The quantization was cancelled; no file was left.")
-            async for response in self._run(job):
-                yield response
+            async with aclosing(self._run(job)) as responses:
+                async for response in responses:
+                    yield response
         finally:
             self._jobs.remove(job)
             for one in self._jobs:
@@ -93,7 +121,7 @@ class QuantizeService:
                 rpc.QuantizeJob(
                     job_id=job.id,
                     source=job.request.source,
-                    output=job.output.name.removesuffix(SUFFIX),
+                    output=job.label,
                     recipe=job.request.recipe,
                     running=index == 0,
                     progress=job.progress,
@@ -120,7 +148,7 @@ class QuantizeService:
         done = False
         stderr = asyncio.create_task(_tail(child.stderr))
         try:
-            async for response in _events(child, job.output, self._folders()):
+            async for response in _events(child, job):
                 if response.HasField("progress"):
                     job.progress = response.progress
                 yield response
@@ -144,7 +172,11 @@ class QuantizeService:
         if any(job.output == output for job in self._jobs):
             name = output.name.removesuffix(SUFFIX)
             raise ApiError("OUTPUT_EXISTS", f"output: a job that makes {name!r} is queued", field="output")
-        return _Job(call.request_id, request, self._arguments(request, source, output), output)
+        folders = tuple(path for path in (self._folder.path, self._folder.output) if path is not None)
+        label = output.name.removesuffix(SUFFIX)
+        return _Job(
+            call.request_id, request, self._arguments(request, source, output), output, label, folders
+        )
 
     def _find_source(self, name: str) -> Path:
         entry = self._folder.find(name)
@@ -194,9 +226,6 @@ class QuantizeService:
             raise not_found(adapter.name, "lora")
         return f"{folder}:{adapter.scale if adapter.HasField('scale') else 1.0!r}"
 
-    def _folders(self) -> list[Path]:
-        return [path for path in (self._folder.path, self._folder.output) if path is not None]
-
 
 def child_command(arguments: list[str]) -> list[str]:
     """The command line of the child."""
@@ -222,9 +251,7 @@ async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
     )
 
 
-async def _events(
-    child: asyncio.subprocess.Process, output: Path, folders: list[Path]
-) -> AsyncGenerator[rpc.QuantizeResponse, None]:
+async def _events(child: asyncio.subprocess.Process, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
     """The child's lines as messages: {"event": "progress" or "result", ...} with the messages' own field names.
 
     {"event": "error", "reason", "message"} is raised.
@@ -237,9 +264,9 @@ async def _events(
         except (ValueError, TypeError, LookupError, AttributeError):
             continue  # not for us: a library's warning on stdout
         if kind == "error":
-            raise _refusal(facts["reason"], facts["message"], folders)
+            raise _refusal(facts["reason"], facts["message"], job.hidden)
         if kind == "result":
-            facts["output"] = output.name.removesuffix(SUFFIX)
+            facts["output"] = job.label
         yield json_format.ParseDict({kind: facts}, rpc.QuantizeResponse(), ignore_unknown_fields=True)
 
 
@@ -279,7 +306,7 @@ def _remove_partial(output: Path) -> None:
                 left.unlink()
 
 
-def _refusal(reason: str, message: str, folders: list[Path]) -> ApiError:
+def _refusal(reason: str, message: str, folders: Sequence[Path]) -> ApiError:
     """The child's error as ours, without the host's paths."""
     fields = {"INVALID_MODEL_FILE": "source", "UNSUPPORTED_MODEL": "source", "UNSUPPORTED_RECIPE": "recipe"}
     for folder in folders:

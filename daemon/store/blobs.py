@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from daemon.errors import ApiError
 
 CHUNK_BYTES = 1 << 20
 PARTIAL = ".partial"
+MAKING = "making-"
 MAX_TEXT_BYTES = 1 << 20  # of a template, system text or license
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})", re.ASCII)
 _STALE_PARTIAL_S = 7 * 86400.0
@@ -92,6 +94,24 @@ class BlobStore:
             while chunk := file.read(CHUNK_BYTES):
                 partial.write(chunk)
             partial.commit()
+        return digest
+
+    def new_path(self, suffix: str = "") -> Path:
+        """A path for a file, or a folder of links, that is being made; what is left there goes after a day."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return self.root / f"{MAKING}{secrets.token_hex(8)}{suffix}"
+
+    def adopt(self, path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+        """Makes a finished file of `new_path` a blob; returns its digest."""
+        hasher = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                hasher.update(chunk)
+                progress(len(chunk))
+            os.fsync(file.fileno())
+        digest = hasher.hexdigest()
+        path.replace(self.path(digest))
+        sync_folder(self.root)
         return digest
 
     def require_room(self, n_bytes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ SCHEMA = 1
 MAX_MANIFEST_BYTES = 256 << 10
 MAX_WEIGHTS = 1024
 MAX_LICENSES = 16
+MAX_MESSAGES = 64
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ ()+,@=-]{0,199}", re.ASCII)
 
@@ -34,13 +36,15 @@ class Manifest:
     """Everything that a name stands for.
 
     `template` is a Jinja template of ours or of Hugging Face's kind; `go_template` is what an Ollama registry gave, kept and
-    shown but not rendered.  `parameters` holds only what the model sets.
+    shown but not rendered.  `messages` is a JSON array of {"role", "content"}, which go before every conversation.
+    `parameters` holds only what the model sets.
     """
 
     weights: tuple[Blob, ...]
     template: Blob | None = None
     go_template: Blob | None = None
     system: Blob | None = None
+    messages: Blob | None = None
     licenses: tuple[Blob, ...] = ()
     parameters_json: str = "{}"  # quantd.v1.GenerationOptions
     source: str = ""  # where it came from, in words
@@ -63,7 +67,7 @@ class Manifest:
 
     def blobs(self) -> list[Blob]:
         """Every blob, weights first."""
-        texts = [self.template, self.go_template, self.system]
+        texts = [self.template, self.go_template, self.system, self.messages]
         return [*self.weights, *(blob for blob in texts if blob is not None), *self.licenses]
 
     def to_json(self) -> bytes:
@@ -76,7 +80,7 @@ class Manifest:
             "source": self.source,
             "created_unix_ms": self.created_unix_ms,
         }
-        for key in ("template", "go_template", "system"):
+        for key in ("template", "go_template", "system", "messages"):
             blob = getattr(self, key)
             if blob is not None:
                 facts[key] = _blob_json(blob)
@@ -106,6 +110,7 @@ class Manifest:
                 template=_optional(facts, "template"),
                 go_template=_optional(facts, "go_template"),
                 system=_optional(facts, "system"),
+                messages=_optional(facts, "messages"),
                 licenses=tuple(_blob(one) for one in facts.get("licenses", []))[:MAX_LICENSES],
                 parameters_json=parameters_json,
                 source=str(facts.get("source", "")),
@@ -113,6 +118,26 @@ class Manifest:
             )
         except (KeyError, TypeError, AttributeError, RecursionError, json_format.ParseError) as failure:
             raise ValueError("is damaged") from failure
+
+
+def messages_json(messages: Iterable[tuple[str, str]]) -> str:
+    """Messages (role, content) in the form of their blob."""
+    return json.dumps([{"role": role, "content": content} for role, content in messages], ensure_ascii=False)
+
+
+def read_messages(text: str) -> tuple[tuple[str, str], ...]:
+    """The messages of a blob, ours or a registry's; what is no message is left out."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(
+        (one["role"], one["content"])
+        for one in (found if isinstance(found, list) else [])[:MAX_MESSAGES]
+        if isinstance(one, dict)
+        and one.get("role") in ("system", "user", "assistant")
+        and isinstance(one.get("content"), str)
+    )
 
 
 def parameters_json(options: pb.GenerationOptions) -> str:
@@ -127,6 +152,7 @@ class Overrides:
     manifest: Manifest
     template: str | None = None
     system: str = ""
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content)
     defaults: pb.GenerationOptions = field(default_factory=pb.GenerationOptions, compare=False)
 
 

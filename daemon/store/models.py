@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import structlog
 
 from daemon.errors import ApiError
 from daemon.store.blobs import BlobStore, sync_folder
-from daemon.store.manifest import MAX_MANIFEST_BYTES, Blob, Manifest, Overrides
+from daemon.store.manifest import MAX_MANIFEST_BYTES, Blob, Manifest, Overrides, read_messages
 from daemon.store.names import ModelName
 
 log = structlog.stdlib.get_logger("quantd.store")
@@ -92,7 +93,13 @@ class ModelStore:
             except OSError:
                 return None
 
-        return Overrides(manifest, text(manifest.template), text(manifest.system) or "", manifest.parameters)
+        return Overrides(
+            manifest,
+            text(manifest.template),
+            text(manifest.system) or "",
+            read_messages(text(manifest.messages) or "[]"),
+            manifest.parameters,
+        )
 
     def _weights_path(self, manifest: Manifest) -> Path:
         first = manifest.weights[0]
@@ -167,7 +174,7 @@ class ModelStore:
             stale = self.blobs.stale(referenced)
             for path in stale:
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         return len(stale)
 
     def _collect(self, manifest: Manifest) -> int:

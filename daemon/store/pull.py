@@ -23,7 +23,8 @@ from daemon.store.go_template import is_go_template
 from daemon.store.manifest import Manifest, parameters_json
 from daemon.store.models import ModelStore
 from daemon.store.names import ModelName
-from daemon.store.offer import Offer, Variant, options_of_ollama
+from daemon.store.offer import Offer, Variant
+from daemon.store.parameters import options_of_ollama
 from runtime.errors import ModelFormatError
 from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 
@@ -130,6 +131,7 @@ def _manifest(store: ModelStore, offer: Offer) -> Manifest:
     manifest = Manifest(
         weights=tuple(replace(w.blob(), file=w.file if split else "") for w in offer.weights),
         system=offer.system.blob() if offer.system else None,
+        messages=offer.messages.blob() if offer.messages else None,
         licenses=tuple(wanted.blob() for wanted in offer.licenses),
         source=offer.source,
     )

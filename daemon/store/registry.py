@@ -30,7 +30,9 @@ def offer(name: ModelName, registry: str, client: httpx2.Client) -> Offer:
     base = f"{registry.rstrip('/')}/v2/{repository}"
     manifest, headers = _manifest(client, f"{base}/manifests/{name.tag}", name)
     weights: list[Wanted] = []
-    texts: dict[str, list[Wanted]] = {"template": [], "system": [], "params": [], "license": []}
+    texts: dict[str, list[Wanted]] = {
+        kind: [] for kind in ("template", "system", "params", "messages", "license")
+    }
     for layer in manifest:
         kind = str(layer.get("mediaType", "")).removeprefix(_TYPE)
         if kind in ("adapter", "projector", "tensor"):
@@ -61,6 +63,7 @@ def offer(name: ModelName, registry: str, client: httpx2.Client) -> Offer:
         template=last("template"),
         system=last("system"),
         parameters=last("params"),
+        messages=last("messages"),
         licenses=tuple(texts["license"][:16]),
     )
 

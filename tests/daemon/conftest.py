@@ -39,6 +39,7 @@ async def world(tmp_path):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
     host = ModelHost(folder, RuntimeSettings(sessions=2), fake.parts(), HostLimits(max_waiting=2))
     model = ModelService(host)
+    quantize = QuantizeService(folder)
     services = Services(
         gate=Gate(None),
         host=host,
@@ -46,8 +47,8 @@ async def world(tmp_path):
         tokenizer=TokenizerService(host),
         embedding=EmbeddingService(host),
         model=model,
-        library=LibraryService(host, model),
-        quantize=QuantizeService(folder),
+        library=LibraryService(host, model, quantize=quantize),
+        quantize=quantize,
     )
     server = RpcServer(services, max_concurrent=8)
     address = server.bind(Address("127.0.0.1", 0))

@@ -2,19 +2,28 @@
 
 import asyncio
 import hashlib
+import sys
 
 import grpc
+import numpy as np
 import pytest
 
 from daemon.errors import from_rpc_error
+from daemon.services import quantize
 from daemon.services.catalog import Catalog
 from daemon.services.folder import ModelFolder
 from daemon.store.go_template import is_go_template
 from daemon.store.models import ModelStore
 from daemon.store.pull import Places
+from quant.convert.lora import Adapter
+from quant.quantizer import Quantizer
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
+from quantd.v1 import quantize_service_pb2 as rpc_quantize
+from runtime.gguf import ModelFile
 from tests.daemon.fakes import write_gguf
+from tests.quant import hugging_face as hf
+from tests.quant.test_lora import write_adapter
 from tests.store.server import Files, Hub
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -47,7 +56,12 @@ async def create(world, gguf, name="mine", **fields):
     await upload(world, gguf)
     digest = f"sha256:{hashlib.sha256(gguf).hexdigest()}"
     request = rpc.CreateModelRequest(name=name, files=[rpc.ModelFileBlob(digest=digest)], **fields)
-    return (await world.model.CreateModel(request)).model
+    return (await made(world, request))[-1].model
+
+
+async def made(world, request):
+    """The events of a creation."""
+    return [event async for event in world.model.CreateModel(request)]
 
 
 async def names(world):
@@ -88,7 +102,7 @@ async def test_a_model_is_made_shown_copied_and_deleted(world, gguf):
     assert await names(world) == ["tiny", "mine:latest", "owner/other:v2"]
     derived = rpc.CreateModelRequest(name="derived", system="", parameters=pb.GenerationOptions(max_tokens=5))
     setattr(derived, "from", "owner/other:v2")
-    await world.model.CreateModel(derived)
+    await made(world, derived)
     shown = await world.model.ShowModel(rpc.ShowModelRequest(name="derived"))
     assert (shown.system, shown.template, list(shown.parameters.stop), shown.parameters.max_tokens) == (
         "", TEMPLATE, ["END"], 5,
@@ -133,7 +147,7 @@ async def test_hostile_names(world, gguf, name):
     await create(world, gguf)
     for call, field in (
         (world.model.CopyModel(rpc.CopyModelRequest(source="mine", destination=name)), "destination"),
-        (world.model.CreateModel(rpc.CreateModelRequest(name=name)), "name"),
+        (made(world, rpc.CreateModelRequest(name=name)), "name"),
     ):
         error = await refusal(call)
         assert (error.reason, error.field) == ("INVALID_ARGUMENT", field)
@@ -165,16 +179,140 @@ async def test_what_cannot_be_made(world, gguf):
         ({"files": [blob(digest=sound)], "template": "{% for %}"}, "TEMPLATE_ERROR", ""),
         ({"files": [blob(digest=sound)], "system": "x" * (2**20 + 1)}, "INVALID_ARGUMENT", "system"),
         ({"files": [blob(digest=sound)], "licenses": ["x"] * 17}, "INVALID_ARGUMENT", "licenses"),
+        ({"files": [blob(digest=sound)], "quantize": "--help"}, "INVALID_ARGUMENT", "quantize"),
+        ({"files": [blob(digest=sound)], "quantize": "Q9_Z"}, "UNSUPPORTED_RECIPE", "quantize"),
+        (
+            {"files": [blob(digest=sound)], "messages": [pb.ChatMessage(role="robot", content="x")]},
+            "INVALID_ARGUMENT",
+            "messages[0].role",
+        ),
+        (
+            {"files": [blob(digest=sound)], "messages": [pb.ChatMessage(role="user")] * 65},
+            "INVALID_ARGUMENT",
+            "messages",
+        ),
+        (
+            {"files": [blob(digest=sound)], "adapter_files": [blob(digest=sound, file="x")]},
+            "INVALID_ARGUMENT",
+            "adapter_files",
+        ),
+        (
+            {
+                "files": [blob(digest=sound)],
+                "adapter_files": [
+                    blob(digest=sound, file="adapter_config.json"),
+                    blob(digest=sound, file="adapter_model.safetensors"),
+                ],
+            },
+            "UNSUPPORTED_MODEL",
+            "adapter_files",
+        ),
+        ({"files": [blob(digest=unsound, file="config.json")]}, "INVALID_MODEL_FILE", "from"),
         (
             {"files": [blob(digest=sound)], "parameters": pb.GenerationOptions(stop=["x"] * 17)},
             "INVALID_ARGUMENT",
             "options.stop",
         ),
     ):
-        error = await refusal(world.model.CreateModel(rpc.CreateModelRequest(name="new", **fields)))
+        error = await refusal(made(world, rpc.CreateModelRequest(name="new", **fields)))
         assert (error.reason, error.field) == (reason, field), error.message
         assert str(world.folder) not in error.message
     assert await names(world) == ["tiny"]
+    left = {path.name for path in (world.folder / "store" / "blobs").iterdir()}
+    assert left == {sound.replace(":", "-"), unsound.replace(":", "-")}
+
+
+async def test_a_hugging_face_folder_becomes_a_quantized_model_with_an_adapter(world):
+    weights = {name: x.astype(np.float16) for name, x in hf.decoder_weights(hf.LLAMA).items()}
+    folder = hf.write_folder(world.folder / "tiny-hf", hf.LLAMA, weights)
+    write_adapter(world.folder / "adapter", weights)
+
+    async def uploaded(path):
+        data = path.read_bytes()
+        await upload(world, data, chunk=1 << 20)
+        return rpc.ModelFileBlob(file=path.name, digest=f"sha256:{hashlib.sha256(data).hexdigest()}")
+
+    files = [await uploaded(path) for path in sorted(folder.iterdir())]
+    adapter = [await uploaded(path) for path in sorted((world.folder / "adapter").iterdir())]
+    request = rpc.CreateModelRequest(
+        name="mine", files=files, adapter_files=adapter, quantize="q8_0", system="Be kind."
+    )
+    events = await made(world, request)
+    said = [event.progress.status for event in events[:-1]]
+    assert said[-2:] == ["computing the digest", "writing the manifest"]
+    assert any(
+        event.progress.completed_bytes == event.progress.total_bytes > 0
+        for event in events
+        if event.progress.status == "converting to q8_0"
+    )
+    assert (events[-1].model.name, events[-1].model.quantization) == ("mine:latest", "Q8_0")
+    Quantizer(folder, world.folder / "same.gguf", "Q8_0", adapters=[Adapter(world.folder / "adapter")]).run()
+    stored = world.host.find("mine")
+    same, found = ModelFile.open(world.folder / "same.gguf"), ModelFile.open(stored.path)
+    assert all(np.array_equal(found.data(name), same.data(name)) for name in same.tensors)
+    (world.folder / "same.gguf").unlink()
+    shown = await world.model.ShowModel(rpc.ShowModelRequest(name="mine"))
+    assert (shown.system, shown.source) == (
+        "Be kind.",
+        "the uploaded files, converted to Q8_0, 1 adapters merged",
+    )
+    # From the folder by its name, as it is stored; and from that, smaller.
+    request = rpc.CreateModelRequest(name="plain")
+    setattr(request, "from", "tiny-hf")
+    assert (await made(world, request))[-1].model.quantization == "F16"
+    request = rpc.CreateModelRequest(name="small", quantize="Q4_0")
+    setattr(request, "from", "plain")
+    assert (await made(world, request))[-1].model.quantization == "Q4_0"
+    request = rpc.CreateModelRequest(name="smaller", quantize="Q4_0")
+    setattr(request, "from", "small")
+    error = await refusal(made(world, request))
+    assert (error.reason, error.field) == ("UNSUPPORTED_MODEL", "from")
+    assert "sha256" not in error.message or str(world.folder) not in error.message
+    assert not [path for path in (world.folder / "store" / "blobs").iterdir() if "making" in path.name]
+
+
+async def test_a_creation_that_is_cancelled_leaves_nothing(world, gguf, monkeypatch):
+    def command(arguments):
+        code = "import sys, time; open(sys.argv[3] + '.partial.1', 'w').close(); print('x', flush=True); time.sleep(60)"
+        return [sys.executable, "-c", code, *arguments]
+
+    monkeypatch.setattr(quantize, "child_command", command)
+    await upload(world, gguf)
+    blob = rpc.ModelFileBlob(digest=f"sha256:{hashlib.sha256(gguf).hexdigest()}")
+    call = world.model.CreateModel(rpc.CreateModelRequest(name="new", files=[blob], quantize="Q4_0"))
+    reading = asyncio.ensure_future(call.read())
+    blobs = world.folder / "store" / "blobs"
+    for _ in range(500):
+        if any(path.name.startswith("making-") for path in blobs.iterdir()):
+            break
+        await asyncio.sleep(0.01)
+    jobs = (await world.quantize.ListJobs(rpc_quantize.ListJobsRequest())).jobs
+    assert [(job.source, job.running) for job in jobs] == [("the uploaded file", True)]
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    for _ in range(500):
+        if len(list(blobs.iterdir())) == 1:
+            break
+        await asyncio.sleep(0.01)
+    assert len(list(blobs.iterdir())) == 1
+    assert await names(world) == ["tiny"]
+
+
+async def test_messages_go_before_every_conversation(world, gguf):
+    spoken = [("user", "Who are you?"), ("assistant", "Arr!")]
+    messages = [pb.ChatMessage(role=role, content=text) for role, text in spoken]
+    await create(world, gguf, system="Be a pirate.", messages=messages, template=TEMPLATE)
+    shown = await world.model.ShowModel(rpc.ShowModelRequest(name="mine"))
+    assert [(one.role, one.content) for one in shown.messages] == spoken
+    for asked, prompt in (
+        ([("user", "Hi")], "Be a pirate.Who are you?Arr!Hi"),
+        ([("system", "Be rude."), ("user", "Hi")], "Be rude.Who are you?Arr!Hi"),
+    ):
+        request = pb.ChatRequest(model="mine")
+        request.messages.extend(pb.ChatMessage(role=role, content=text) for role, text in asked)
+        assert [event async for event in world.generate.Chat(request)][-1].HasField("done")
+        assert bytes(world.fake.engines[-1].requests[-1].prompt_ids).decode() == prompt
 
 
 async def test_a_name_brings_its_defaults_to_requests(world, gguf):

@@ -146,7 +146,12 @@ class FakeBackend:
 
     async def create_model(self, request, context):
         self.requests.append(request)
-        return model_service_pb2.CreateModelResponse(model=MODEL)
+        if request.quantize:
+            progress = model_service_pb2.CreateProgress(
+                status=f"quantizing to {request.quantize}", completed_bytes=1, total_bytes=2
+            )
+            yield model_service_pb2.CreateModelResponse(progress=progress)
+        yield model_service_pb2.CreateModelResponse(model=MODEL)
 
     async def has_blob(self, request, context):
         return model_service_pb2.HasBlobResponse(exists=request.digest == "sha256:aa")

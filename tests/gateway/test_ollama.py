@@ -232,8 +232,33 @@ async def test_models_of_the_store(client, backend):
     assert (copied.source, copied.destination, deleted.name) == ("demo", "b", "b")
     assert (made.files[0].file, made.files[0].digest) == ("a.gguf", "sha256:aa")
     assert made.parameters.context_tokens == 64
-    answer = await client.post("/api/create", json={"model": "c", "from": "demo", "quantize": "q4_K_M"})
-    assert (answer.status_code, "quantize" in answer.json()["error"]) == (400, True)
+
+
+async def test_a_creation_as_lines(client, backend):
+    body = {
+        "model": "c",
+        "from": "demo",
+        "quantize": "q4_K_M",
+        "adapters": {"adapter_config.json": "sha256-bb"},
+        "messages": [{"role": "user", "content": "Hi"}],
+        "license": "MIT",
+    }
+    assert await lines_of(client, "/api/create", body) == [
+        {"status": "quantizing to q4_K_M", "total": 2, "completed": 1},
+        {"status": "success"},
+    ]
+    made = backend.requests[0]
+    assert (getattr(made, "from"), made.quantize, list(made.licenses)) == ("demo", "q4_K_M", ["MIT"])
+    assert [(one.file, one.digest) for one in made.adapter_files] == [("adapter_config.json", "sha256:bb")]
+    assert [(one.role, one.content) for one in made.messages] == [("user", "Hi")]
+    for field, value in (
+        ("draft_files", {"a": "b"}),
+        ("adapters", ["a"]),
+        ("messages", "Hi"),
+        ("quantize", 4),
+    ):
+        answer = await client.post("/api/create", json={"model": "c", "from": "demo", field: value})
+        assert (answer.status_code, field in answer.json()["error"]) == (400, True)
 
 
 async def test_blobs(client, backend):

@@ -474,6 +474,7 @@ class ShowModelResponse(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     template: _builtins.str
     """Chat template in use, as Jinja; empty if the model has none."""
     template_is_override: _builtins.bool
@@ -506,6 +507,10 @@ class ShowModelResponse(_message.Message):
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorFacts]:
         """Tensors, if verbose was set."""
 
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_generate_pb2.ChatMessage]:
+        """Messages that go before those of every conversation."""
+
     def __init__(
         self,
         *,
@@ -520,10 +525,11 @@ class ShowModelResponse(_message.Message):
         metadata_json: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         tensors: _abc.Iterable[Global___TensorFacts] | None = ...,
         stored_bytes: _builtins.int = ...,
+        messages: _abc.Iterable[_generate_pb2.ChatMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["go_template", b"go_template", "licenses", b"licenses", "metadata_json", b"metadata_json", "model", b"model", "parameters", b"parameters", "source", b"source", "stored_bytes", b"stored_bytes", "system", b"system", "template", b"template", "template_is_override", b"template_is_override", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["go_template", b"go_template", "licenses", b"licenses", "messages", b"messages", "metadata_json", b"metadata_json", "model", b"model", "parameters", b"parameters", "source", b"source", "stored_bytes", b"stored_bytes", "system", b"system", "template", b"template", "template_is_override", b"template_is_override", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -625,7 +631,9 @@ class ModelFileBlob(_message.Message):
     FILE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     file: _builtins.str
-    """Its name, such as "model-00001-of-00002.gguf"; matters for split models only."""
+    """Its name, such as "model-00001-of-00002.gguf" or "config.json"; matters for split models, Hugging Face folders and
+    adapters.
+    """
     digest: _builtins.str
     """"sha256:..." of a blob in the store."""
     def __init__(
@@ -655,15 +663,24 @@ class CreateModelRequest(_message.Message):
     SYSTEM_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     LICENSES_FIELD_NUMBER: _builtins.int
+    QUANTIZE_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FILES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the new model; what it stood for before is forgotten."""
     template: _builtins.str
     """Jinja chat template instead of the file's; at most 1 MiB. Unset: as in `from`."""
     system: _builtins.str
     """System text of conversations that bring none; at most 1 MiB. Unset: as in `from`."""
+    quantize: _builtins.str
+    """Recipe to quantize to, such as "Q4_K_M"; the weights must be F32, F16, BF16 or Q8_0. Empty: the weights stay as they
+    are, and a Hugging Face folder becomes F16 or BF16.
+    """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFileBlob]:
-        """Weights to start from."""
+        """Weights to start from: GGUF files, or the files of a Hugging Face folder (config.json, safetensors, tokenizer), which are
+        converted.
+        """
 
     @_builtins.property
     def parameters(self) -> _generate_pb2.GenerationOptions:
@@ -672,6 +689,14 @@ class CreateModelRequest(_message.Message):
     @_builtins.property
     def licenses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Licenses, at most 16 of 1 MiB; none: as in `from`."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_generate_pb2.ChatMessage]:
+        """Messages that go before those of every conversation, after its system text; at most 64, 1 MiB in all. None: as in `from`."""
+
+    @_builtins.property
+    def adapter_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFileBlob]:
+        """Files of a LoRA adapter (adapter_config.json, adapter_model.safetensors), merged into a Hugging Face folder."""
 
     def __init__(
         self,
@@ -682,10 +707,13 @@ class CreateModelRequest(_message.Message):
         system: _builtins.str | None = ...,
         parameters: _generate_pb2.GenerationOptions | None = ...,
         licenses: _abc.Iterable[_builtins.str] | None = ...,
+        quantize: _builtins.str = ...,
+        messages: _abc.Iterable[_generate_pb2.ChatMessage] | None = ...,
+        adapter_files: _abc.Iterable[Global___ModelFileBlob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "_template", b"_template", "parameters", b"parameters", "system", b"system", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "_template", b"_template", "files", b"files", "from", b"from", "licenses", b"licenses", "name", b"name", "parameters", b"parameters", "system", b"system", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_system", b"_system", "_template", b"_template", "adapter_files", b"adapter_files", "files", b"files", "from", b"from", "licenses", b"licenses", "messages", b"messages", "name", b"name", "parameters", b"parameters", "quantize", b"quantize", "system", b"system", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__system: _TypeAlias = _typing.Literal["system"]  # noqa: Y015
     _WhichOneofArgType__system: _TypeAlias = _typing.Literal["_system", b"_system"]  # noqa: Y015
@@ -699,26 +727,64 @@ class CreateModelRequest(_message.Message):
 Global___CreateModelRequest: _TypeAlias = CreateModelRequest  # noqa: Y015
 
 @_typing.final
+class CreateProgress(_message.Message):
+    """How far the making of a model is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    COMPLETED_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """What is being done, in words."""
+    completed_bytes: _builtins.int
+    """Bytes of the weights that are done, of this step."""
+    total_bytes: _builtins.int
+    """Bytes of the weights in all; 0 where the step has no length."""
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        completed_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed_bytes", b"completed_bytes", "status", b"status", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateProgress: _TypeAlias = CreateProgress  # noqa: Y015
+
+@_typing.final
 class CreateModelResponse(_message.Message):
-    """The model was made."""
+    """One event of a CreateModel stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """The model."""
+        """The model; always the last event of a stream that succeeds."""
+
+    @_builtins.property
+    def progress(self) -> Global___CreateProgress:
+        """How far it is."""
 
     def __init__(
         self,
         *,
         model: _model_pb2.Model | None = ...,
+        progress: Global___CreateProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "model", b"model", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "model", b"model", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["model", "progress"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___CreateModelResponse: _TypeAlias = CreateModelResponse  # noqa: Y015
 

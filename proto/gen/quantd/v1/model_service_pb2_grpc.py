@@ -81,7 +81,7 @@ class ModelServiceStub:
                 request_serializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelResponse.FromString,
                 _registered_method=True)
-        self.CreateModel = channel.unary_unary(
+        self.CreateModel = channel.unary_stream(
                 '/quantd.v1.ModelService/CreateModel',
                 request_serializer=quantd_dot_v1_dot_model__service__pb2.CreateModelRequest.SerializeToString,
                 response_deserializer=quantd_dot_v1_dot_model__service__pb2.CreateModelResponse.FromString,
@@ -173,7 +173,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateModel(self, request, context):
-        """Makes a model of the store from another model or from uploaded blobs, with defaults of its own.
+        """Makes a model of the store from another model or from uploaded blobs, with defaults of its own; converts and quantizes on
+        the way where that is asked for. Cancelling leaves nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,7 +250,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
                     response_serializer=quantd_dot_v1_dot_model__service__pb2.DeleteModelResponse.SerializeToString,
             ),
-            'CreateModel': grpc.unary_unary_rpc_method_handler(
+            'CreateModel': grpc.unary_stream_rpc_method_handler(
                     servicer.CreateModel,
                     request_deserializer=quantd_dot_v1_dot_model__service__pb2.CreateModelRequest.FromString,
                     response_serializer=quantd_dot_v1_dot_model__service__pb2.CreateModelResponse.SerializeToString,
@@ -536,7 +537,7 @@ class ModelService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/quantd.v1.ModelService/CreateModel',

@@ -55,8 +55,10 @@ class ModelServiceStub:
     """Gives a model of the store a second name. A file of the model folder is copied into the store first."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]
     """Forgets a name of the store, and frees what no other name uses."""
-    CreateModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]
-    """Makes a model of the store from another model or from uploaded blobs, with defaults of its own."""
+    CreateModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]
+    """Makes a model of the store from another model or from uploaded blobs, with defaults of its own; converts and quantizes on
+    the way where that is asked for. Cancelling leaves nothing.
+    """
     PullModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.PullModelRequest, _model_service_pb2.PullModelResponse]
     """Downloads a model into the store: from the Hugging Face Hub ("hf.co/owner/repo:Q4_K_M") or an Ollama registry
     ("llama3.2:3b"). Cancelling keeps what was downloaded for the next try.
@@ -93,8 +95,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Gives a model of the store a second name. A file of the model folder is copied into the store first."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.DeleteModelRequest, _model_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
     """Forgets a name of the store, and frees what no other name uses."""
-    CreateModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]  # type: ignore[assignment]
-    """Makes a model of the store from another model or from uploaded blobs, with defaults of its own."""
+    CreateModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.CreateModelRequest, _model_service_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Makes a model of the store from another model or from uploaded blobs, with defaults of its own; converts and quantizes on
+    the way where that is asked for. Cancelling leaves nothing.
+    """
     PullModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.PullModelRequest, _model_service_pb2.PullModelResponse]  # type: ignore[assignment]
     """Downloads a model into the store: from the Hugging Face Hub ("hf.co/owner/repo:Q4_K_M") or an Ollama registry
     ("llama3.2:3b"). Cancelling keeps what was downloaded for the next try.
@@ -188,8 +192,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _model_service_pb2.CreateModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_model_service_pb2.CreateModelResponse, _abc.Awaitable[_model_service_pb2.CreateModelResponse]]:
-        """Makes a model of the store from another model or from uploaded blobs, with defaults of its own."""
+    ) -> _typing.Union[_abc.Iterator[_model_service_pb2.CreateModelResponse], _abc.AsyncIterator[_model_service_pb2.CreateModelResponse]]:
+        """Makes a model of the store from another model or from uploaded blobs, with defaults of its own; converts and quantizes on
+        the way where that is asked for. Cancelling leaves nothing.
+        """
 
     @_abc_1.abstractmethod
     def PullModel(
