@@ -85,6 +85,7 @@ class Daemon:
             LocalBackend(self._services),
             metrics_app=metrics_page(self._host.metrics),
             allowed_hosts=LOOPBACK_HOSTS if self._settings.http.is_loopback else None,
+            allowed_origins=self._settings.origins,
             kv_budget_bytes=self._settings.kv_budget,
         )
         http = HttpServer(gateway, listener, tls)

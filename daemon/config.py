@@ -16,25 +16,10 @@ from daemon.errors import ApiError
 from daemon.keep_alive import parse_keep_alive
 from daemon.sizes import parse_size
 from daemon.tls import TlsFiles
+from daemon.variables import foreign_values
 
 DEFAULT_FILE = Path("/etc/quantd/quantd.toml")
 PREFIX = "QUANTD_"
-# Variables of Ollama and Hugging Face with the same meaning here; ours win.
-_FOREIGN_VARIABLES = {
-    "OLLAMA_MAX_KV_CACHE": "kv_budget",
-    "OLLAMA_KEEP_ALIVE": "keep_alive",
-    "OLLAMA_MAX_QUEUE": "max_waiting",
-    "OLLAMA_KV_CACHE_TYPE": "kv_type",
-    "OLLAMA_NUM_PARALLEL": "sessions",
-    "OLLAMA_MAX_LOADED_MODELS": "max_models",
-    "OLLAMA_CONTEXT_LENGTH": "context",
-    "HF_ENDPOINT": "hub",
-}
-
-# What these say where Ollama is to choose by itself.
-_UNSET = {
-    (name, "0") for name in ("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_CONTEXT_LENGTH")
-}
 
 
 def _address(value: object) -> object:
@@ -49,6 +34,11 @@ def _keep_alive(value: object) -> object:
     return parse_keep_alive(value) if isinstance(value, str | int | float) else value
 
 
+def _origins(value: object) -> object:
+    return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+
+
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z*][a-z0-9+.*-]*://\S+)$", max_length=256)]
 Listener = Annotated[Address, NoDecode, BeforeValidator(_address)]
 Size = Annotated[int, BeforeValidator(_size)]
 KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
@@ -89,6 +79,9 @@ class Settings(BaseSettings):
     allow_remote: bool = False
     http: Listener = Address("127.0.0.1", 11434)
     grpc: Listener = Address("127.0.0.1", 50051)
+    # Origins of web pages that may use the HTTP listener beside those of this machine, as browsers send them; * stands for
+    # any characters: "https://chat.example", "chrome-extension://*".  A variable separates them by commas.
+    origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_origins), Field(max_length=64)] = ()
     # Bytes of the KV arena; None: 1 GiB, or less where the memory plan says so.
     kv_budget: Annotated[Size, Field(ge=2**16, le=2**50)] | None = None
     kv_type: Literal["f16", "q8_0"] = "f16"
@@ -113,7 +106,7 @@ class Settings(BaseSettings):
     # How long a model that a request loaded stays after its last request; -1: for ever.
     keep_alive: KeepAlive = 300.0
     # Seconds that a request without a deadline waits for its model to be loaded.
-    load_timeout: Annotated[float, Field(gt=0, le=86400)] = 300.0
+    load_timeout: Annotated[KeepAlive, Field(gt=0, le=86400)] = 300.0
     # Seconds that running requests get to end after SIGTERM.
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     log_format: Literal["auto", "text", "json"] = "auto"
@@ -196,9 +189,8 @@ def load(
     for key, value in from_file.items():
         name = key.replace("-", "_")
         values[name], sources[name] = value, file_name
-    for variable, name in _FOREIGN_VARIABLES.items():
-        if environ.get(variable) and (variable, environ[variable]) not in _UNSET:
-            values[name], sources[name] = environ[variable], variable
+    for name, value, variable in foreign_values(environ):
+        values[name], sources[name] = value, variable
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()
         if environ.get(variable):

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "ops" / "compatibility.md"
 
-HEAD = """# Compatibility with OpenAI's and Anthropic's APIs
+HEAD = """# Compatibility with the APIs of OpenAI, Anthropic and Ollama
 
 Written by `ops/compatibility.py` from `tests/compatibility/registry.py`; each row is a test there. *Done*: the field does what
 its API documents. *Refused*: a 400 that names it. *Ignored*: taken and without effect, for the reason given. A field that an API
@@ -25,8 +25,9 @@ def render() -> str:
     lines = [HEAD, "## Endpoints\n", "| endpoint | what | answer |", "| --- | --- | --- |"]
     lines += [f"| {one.method} {one.path} | {one.what} | {one.status} |" for one in ENDPOINTS]
     for path, rows in FIELDS.items():
+        method = next(one.method for one in ENDPOINTS if one.path == path)
         lines += [
-            f"\n## POST {path}\n",
+            f"\n## {method} {path}\n",
             "| field | outcome | tried with | note |",
             "| --- | --- | --- | --- |",
         ]

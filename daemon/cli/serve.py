@@ -69,6 +69,11 @@ import click
     "--tls-client-ca", metavar="FILE", help="Clients must show a certificate that this CA signed (PEM)."
 )
 @click.option(
+    "--origins",
+    metavar="LIST",
+    help="Web pages of other origins that may ask, such as https://chat.example,chrome-extension://*.",
+)
+@click.option(
     "--drain-seconds", metavar="S", help="Time that running requests get after SIGTERM. Default 20."
 )
 @click.option("--log-format", metavar="auto|text|json", help="Default: text on a terminal, else JSON.")
@@ -86,7 +91,9 @@ def command(config: Path | None, **flags: Any) -> int:
     the one used least recently first.
 
     Every option is also a key of the TOML file (kv_budget = "1GiB") and a variable (QUANTD_KV_BUDGET=1GiB).
-    Options win over variables, variables over the file. OLLAMA_MAX_KV_CACHE sets the KV budget too.
+    Options win over variables, variables over the file. Where nothing of ours is set, OLLAMA_HOST, _ORIGINS, _MODELS (a folder
+    in it), _KEEP_ALIVE, _LOAD_TIMEOUT, _MAX_QUEUE, _KV_CACHE_TYPE, _NUM_PARALLEL, _MAX_LOADED_MODELS, _CONTEXT_LENGTH, _DEBUG
+    and _MAX_KV_CACHE count.
 
     \b
     Examples:

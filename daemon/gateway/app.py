@@ -39,6 +39,7 @@ def create_app(
     *,
     metrics_app: ASGIApp | None = None,
     allowed_hosts: Collection[str] | None = LOOPBACK_HOSTS,
+    allowed_origins: Collection[str] = (),
     kv_budget_bytes: int | None = None,
     first_event_s: float = FIRST_EVENT_S,
     ping_s: float = PING_S,
@@ -47,8 +48,8 @@ def create_app(
     """The gateway over `backend`.
 
     `metrics_app` answers /metrics; without it there is no such page.  `allowed_hosts` are the host names under which it may
-    be asked (None: any; the default is right for a loopback listener).  `kv_budget_bytes` is the configured budget that
-    /api/info tells (None: the size of the arena).
+    be asked (None: any; the default is right for a loopback listener), `allowed_origins` those of web pages beside this
+    machine's own.  `kv_budget_bytes` is the configured budget that /api/info tells (None: the size of the arena).
     """
     app = FastAPI(
         title="quantd",
@@ -72,7 +73,7 @@ def create_app(
     app.add_exception_handler(ApiError, _answer_failure)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_failure)
-    return Guard(app, allowed_hosts=allowed_hosts)
+    return Guard(app, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
 
 
 class _Mounted:

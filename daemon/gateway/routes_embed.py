@@ -54,7 +54,7 @@ def make_router(backend: Backend) -> APIRouter:
         started_ns = time.monotonic_ns()
         context = _context(request)
         try:
-            asked = read_fields(EmbedRequest, await read_json(request))
+            asked = read_fields(EmbedRequest, await read_json(request, any_media_type=True))
             texts = [asked.input] if isinstance(asked.input, str) else asked.input
             answer = rpc.EmbedResponse(model=asked.model)
             if texts and texts != [""]:
@@ -80,7 +80,7 @@ def make_router(backend: Backend) -> APIRouter:
         context = _context(request)
         vector: list[float] = []
         try:
-            asked = read_fields(OldEmbedRequest, await read_json(request))
+            asked = read_fields(OldEmbedRequest, await read_json(request, any_media_type=True))
             if asked.prompt:
                 message = _message(asked.model, [asked.prompt], asked.keep_alive)
                 message.truncate = True

@@ -69,6 +69,16 @@ ENDPOINTS = (
     Endpoint("POST", "/api/generate", "lines of JSON, Ollama's form", {"model": "demo", "prompt": "Hi"}),
     Endpoint("POST", "/api/embed", "vectors, Ollama's form", {"model": "demo", "input": "Hi"}),
     Endpoint("POST", "/api/embeddings", "one vector, Ollama's older form", {"model": "demo", "prompt": "Hi"}),
+    Endpoint(
+        "POST", "/api/create", "a model from another one or from blobs", {"model": "new", "from": "demo"}
+    ),
+    Endpoint("POST", "/api/copy", "a second name", {"source": "demo", "destination": "new"}),
+    Endpoint("DELETE", "/api/delete", "forgets a name", {"model": "demo"}),
+    Endpoint("POST", "/api/pull", "a model of the Hub or of a registry", {"model": "demo"}),
+    Endpoint("HEAD", "/api/blobs/sha256:aa", "whether the store has a blob"),
+    Endpoint("POST", "/api/blobs/sha256:aa", "stores a blob", {}, 201),
+    Endpoint("GET", "/api/info", "memory, sessions and models of this server"),
+    Endpoint("POST", "/api/push", "absent: nothing is published from here", {"model": "demo"}, 404),
     Endpoint("GET", "/v1/models", "models that answer now"),
     Endpoint("GET", "/v1/models/demo", "one model"),
     Endpoint("POST", "/tokenize", "text or chat to token ids", {"content": "Hi"}),
@@ -93,6 +103,46 @@ _SAMPLING = (
     Row("n", 2, note="up to 16"),
     Row("stream_options", {"include_usage": True}, needs=(("stream", True),), in_answer=True),
     Row("user", "u", IGNORED, _NO_USERS),
+)
+# Ollama's options have names of their own for some of these, and a place of their own.
+_OPTIONS = (
+    Row("options.temperature", 0.5),
+    Row("options.top_k", 5),
+    Row("options.top_p", 0.5),
+    Row("options.min_p", 0.5),
+    Row("options.repeat_penalty", 1.1),
+    Row("options.repeat_last_n", 5, note="-1: 4096"),
+    Row("options.presence_penalty", 0.5),
+    Row("options.frequency_penalty", 0.5),
+    Row("options.seed", 3),
+    Row("options.num_predict", 5),
+    Row("options.num_ctx", 256, note="never reloads a model; at most what a session holds"),
+    Row("options.stop", ["x"], note="up to 16"),
+    *(
+        Row(f"options.{name}", value, IGNORED, note)
+        for name, value, note in (
+            ("num_keep", 4, "nothing is shifted out of a context"),
+            ("typical_p", 0.5, "no such sampler; Ollama's runner has dropped it too"),
+            ("num_thread", 2, "the threads are the daemon's"),
+            ("num_batch", 64, "the rows of a step are the daemon's"),
+            ("num_gpu", 1, "there is no GPU"),
+            ("use_mmap", False, "models are always mapped"),
+            ("mirostat", 1, "Ollama has dropped it too"),
+        )
+    ),
+)
+_OLLAMA = (
+    Row("model", "demo"),
+    Row("stream", False, in_answer=True),
+    Row("format", {"type": "object"}, note="json, or a JSON Schema"),
+    Row("think", True, note="true, false, low, medium, high, max"),
+    Row("keep_alive", "3m", note="seconds or a duration; 0 unloads, negative: for ever"),
+    Row("logprobs", True),
+    Row("top_logprobs", 3, needs=(("logprobs", True),)),
+    *_OPTIONS,
+    Row("truncate", True, IGNORED, "a prompt that is too long is refused, never cut"),
+    Row("shift", True, IGNORED, "an answer ends where its context does"),
+    Row("something nobody documents", 1, IGNORED, "as Ollama does"),
 )
 _EXTRA = (
     Row("top_k", 5),
@@ -226,4 +276,36 @@ FIELDS: dict[str, tuple[Row, ...]] = {
         Row("top_n", 1, in_answer=True),
         Row("return_documents", True, in_answer=True),
     ),
+    "/api/chat": (
+        Row("messages", [{"role": "user", "content": "Ho"}], note="content, thinking, tool_calls, tool_name, tool_call_id; images are refused"),
+        Row("tools", TOOLS),
+        *_OLLAMA,
+    ),
+    "/api/generate": (
+        Row("prompt", "Ho"),
+        Row("system", "x"),
+        Row("raw", True),
+        Row("suffix", "x", note="where the model has fill-in-the-middle tokens"),
+        Row("template", "x", REFUSED, "a model has it: /api/create"),
+        Row("context", [1], REFUSED, "send the conversation to /api/chat"),
+        Row("images", ["aGk="], REFUSED),
+        *_OLLAMA,
+    ),
+    "/api/embed": (
+        Row("model", "demo"),
+        Row("input", ["x", "y"]),
+        Row("truncate", False, note="true unless it says false, as in Ollama"),
+        Row("dimensions", 2),
+        Row("keep_alive", "3m"),
+        Row("options", {"num_ctx": 16}, IGNORED, "nothing of an encoder depends on them"),
+    ),
+    "/api/embeddings": (
+        Row("model", "demo"),
+        Row("prompt", "Ho"),
+        Row("keep_alive", "3m"),
+        Row("options", {"num_ctx": 16}, IGNORED, "nothing of an encoder depends on them"),
+    ),
+    "/api/show": (Row("model", "demo"), Row("verbose", True)),
+    "/api/copy": (Row("source", "other"), Row("destination", "other")),
+    "/api/delete": (Row("model", "demo"),),
 }  # fmt: skip

@@ -56,6 +56,57 @@ def test_more_of_ollamas_variables(tmp_path):
     assert (settings.sessions, settings.max_models, settings.context) == (4, 3, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("127.0.0.1", "127.0.0.1:11434"),
+        (":9000", "127.0.0.1:9000"),
+        ("localhost:9000/", "localhost:9000"),
+        ("http://localhost", "localhost:80"),
+        ("https://127.0.0.1/x", "127.0.0.1:443"),
+        ("http://127.0.0.1:1", "127.0.0.1:1"),
+        ("[::1]:5", "[::1]:5"),
+        ("[::1]", "[::1]:11434"),
+        ("::1", "[::1]:11434"),
+        ('"localhost"', "localhost:11434"),
+    ],
+)
+def test_ollama_host(tmp_path, text, address):
+    settings = load({}, write(tmp_path, 'http = "127.0.0.1:1"'), {"OLLAMA_HOST": text})
+    assert settings.http == Address.parse(address)
+    assert load({}, None, {"OLLAMA_HOST": text, "QUANTD_HTTP": "127.0.0.1:2"}).http.port == 2
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0", "http://192.168.0.7:11434", "127.0.0.1:x"])
+def test_an_ollama_host_that_cannot_be_is_named(tmp_path, text):
+    with pytest.raises(ApiError) as caught:
+        load({}, write(tmp_path, ""), {"OLLAMA_HOST": text})
+    assert "from OLLAMA_HOST" in caught.value.message
+
+
+def test_the_rest_of_ollamas_variables(tmp_path):
+    environ = {
+        "OLLAMA_MODELS": "/srv/ollama",
+        "OLLAMA_LOAD_TIMEOUT": "2m",
+        "OLLAMA_DEBUG": "1",
+        "OLLAMA_ORIGINS": "https://a.example, chrome-extension://*",
+        "OLLAMA_FLASH_ATTENTION": "1",
+    }
+    settings = load({}, write(tmp_path, ""), environ)
+    # A folder of our own: Ollama's server removes blobs that its manifests do not name, and so does ours.
+    assert settings.store_folder({}) == Path("/srv/ollama/quantd")
+    assert (settings.load_timeout, settings.log_level) == (120.0, "debug")
+    assert settings.origins == ("https://a.example", "chrome-extension://*")
+    assert load({}, write(tmp_path, ""), {"OLLAMA_DEBUG": "false"}).log_level == "info"
+
+
+@pytest.mark.parametrize("origins", ['"nonsense"', '["http://a b"]', '[""]', "[1]"])
+def test_origins_that_are_none(tmp_path, origins):
+    with pytest.raises(ApiError, match="origins"):
+        load({}, write(tmp_path, f"origins = {origins}"), {})
+
+
 def test_every_error_at_once_with_key_and_source(tmp_path):
     file = write(tmp_path, 'sessions = "many"\nnonsense = 1\n')
     with pytest.raises(ApiError) as caught:

@@ -125,6 +125,7 @@ class FakeBackend:
         return tokenizer_service_pb2.RenderChatResponse(prompt="<prompt>", ids=[1, 2, 3])
 
     async def show_model(self, request, context):
+        self.requests.append(request)
         found = await self.get_model(request, context)
         answer = model_service_pb2.ShowModelResponse(
             model=found.model, template="{{ tools }} <think>", system="Be brief"
@@ -164,7 +165,8 @@ class FakeBackend:
         for text in self.texts:
             if isinstance(text, Exception):
                 raise text
-            progress = model_service_pb2.PullProgress(status=text, digest="sha256:aa", total_bytes=9)
+            status = text if isinstance(text, str) else "pulling"
+            progress = model_service_pb2.PullProgress(status=status, digest="sha256:aa", total_bytes=9)
             yield model_service_pb2.PullModelResponse(progress=progress)
         yield model_service_pb2.PullModelResponse(model=MODEL)
 

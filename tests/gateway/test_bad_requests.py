@@ -381,3 +381,39 @@ async def test_request_ids(client, backend, make_chat):
     for bad in ("a b", "x" * 65, "\u001b[31m", ""):
         answer = await client.get("/health", headers={"x-request-id": bad})
         assert len(answer.headers["x-request-id"]) == 16
+
+
+PAGES = ("https://chat.example", "chrome-extension://*")
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("https://chat.example", 200),
+        ("chrome-extension://abcdef", 200),
+        ("https://chat.example.evil", 403),
+        ("https://evil.example", 403),
+        ("null", 403),
+    ],
+)
+async def test_pages_that_may_ask(backend, make_chat, origin, status):
+    transport = httpx2.ASGITransport(app=create_app(backend, allowed_origins=PAGES))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        asks = {"origin": origin, "access-control-request-method": "POST"}
+        before = await client.options(
+            CHAT, headers={**asks, "access-control-request-headers": "content-type"}
+        )
+        answer = await client.post(CHAT, json=make_chat(), headers={"origin": origin})
+    assert answer.status_code == status
+    assert answer.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+    assert before.status_code == (204 if status == 200 else 403)
+    if status == 200:
+        assert "POST" in before.headers["access-control-allow-methods"]
+        assert "Authorization" in before.headers["access-control-allow-headers"]
+
+
+async def test_a_program_without_an_origin_gets_no_words_for_pages(client, make_chat):
+    answer = await client.post(CHAT, json=make_chat())
+    assert "access-control-allow-origin" not in answer.headers
+    assert (await client.options(CHAT)).status_code == 405
