@@ -54,7 +54,7 @@ test: check test-native test-python ## run every check and every test
 test-python: $(VENV)/.dev ## run the Python tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
-test-clients: $(VENV)/.dev ## try OpenAI's and Anthropic's clients, each in its own environment (installs them)
+test-clients: $(VENV)/.dev ## try the clients of OpenAI's, Anthropic's, Ollama's and KServe's APIs, each in its own environment (installs them)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)
 
 fuzz-api: $(VENV)/.dev ## let schemathesis ask the daemon what its API page documents (EXAMPLES each)

@@ -5,7 +5,7 @@ import sys
 
 import instructor
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 print("instructor", importlib.metadata.version("instructor"))
 
@@ -13,6 +13,7 @@ print("instructor", importlib.metadata.version("instructor"))
 class Animal(BaseModel):
     """An animal."""
 
+    model_config = ConfigDict(extra="forbid")  # a small model would go on with properties of its own
     name: str = Field(max_length=12)
     legs: int = Field(ge=0, le=8)
 

@@ -1,10 +1,11 @@
-"""Tries programs that speak OpenAI's and Anthropic's APIs, each in an environment of its own, against a real daemon.
+"""Tries programs that speak the APIs of OpenAI, Anthropic, Ollama and KServe, or gRPC, each in an environment of its own, against a real daemon.
 
     make test-clients                       # all of them; installs what is missing, which needs a package index
     python tests/clients/run.py openai node # some of them
 
 Environments lie under $QUANTD_CLIENTS, or in out/clients.  Each script asks for plain text, a stream, structured output and a
 call of a tool, as its users would, prints one line for each thing that it saw, and fails where an answer is not what it must be.
+It is given the daemon's HTTP URL, its gRPC address, and a folder with the models' files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.e2e.encoder import write_encoder
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PYTHON_CLIENTS = {
@@ -26,9 +31,22 @@ PYTHON_CLIENTS = {
     "litellm": ["litellm"],
     "instructor": ["instructor"],
     "anthropic": ["anthropic"],
+    "ollama": ["ollama"],
+    "tritonclient": ["tritonclient[grpc]"],
 }
-NODE_PACKAGES = ["openai", "ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible", "zod"]
-NODE_SCRIPTS = ["openai.mjs", "ai_sdk.mjs"]
+NODE_PACKAGES = [
+    "openai",
+    "ai",
+    "@ai-sdk/openai",
+    "@ai-sdk/openai-compatible",
+    "zod",
+    "ollama",
+    "@grpc/grpc-js",
+    "@grpc/proto-loader",
+]
+NODE_SCRIPTS = ["openai.mjs", "ai_sdk.mjs", "ollama.mjs", "grpc_js.mjs"]
+CLIENT_ENVIRONMENT = {**os.environ, "QUANTD_PROTO": str(ROOT / "proto")}
+HTTP, GRPC = "127.0.0.1:18434", "127.0.0.1:18435"
 
 
 def environment_folder() -> Path:
@@ -57,9 +75,10 @@ def node_folder() -> Path:
 
 
 def start_daemon(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A daemon with the demo model under the name "demo"; its URL."""
+    """A daemon with the demo model under the name "demo" and a tiny encoder under "mini"; its URL."""
     model = folder / "demo.gguf"
     shutil.copy(ROOT / "ops" / "demo" / "quantd-demo-f16.gguf", model)
+    write_encoder(folder / "mini.gguf")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto" / "gen")))}
     command = [
         sys.executable,
@@ -68,14 +87,18 @@ def start_daemon(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         "serve",
         model,
         "--http",
-        "127.0.0.1:18434",
+        HTTP,
         "--grpc",
-        "127.0.0.1:0",
+        GRPC,
+        "--models-dir",
+        folder,
+        "--store-dir",
+        folder / "store",
     ]
     daemon = subprocess.Popen(
         [*map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    url = "http://127.0.0.1:18434"
+    url = f"http://{HTTP}"
     end = time.monotonic() + 60
     while time.monotonic() < end and daemon.poll() is None:
         try:
@@ -88,7 +111,7 @@ def start_daemon(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or [*PYTHON_CLIENTS, "node"]
+    wanted = sys.argv[1:] or [*PYTHON_CLIENTS, "node", "buf"]
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         commands = []
@@ -98,13 +121,17 @@ def main() -> int:
                 for script in NODE_SCRIPTS:
                     shutil.copy(HERE / "node" / script, modules / script)
                     commands.append((f"node {script}", ["node", modules / script]))
+            elif name == "buf":
+                commands.append((name, [sys.executable, HERE / "buf_curl.py"]))
             else:
                 commands.append((name, [python_of(name), HERE / f"{name.replace('-', '_')}_client.py"]))
         daemon, url = start_daemon(Path(folder))
         try:
             for name, command in commands:
                 print(f"== {name}", flush=True)
-                result = subprocess.run([*map(str, command), url], timeout=300, check=False)
+                result = subprocess.run(
+                    [*map(str, command), url, GRPC, folder], timeout=300, check=False, env=CLIENT_ENVIRONMENT
+                )
                 if result.returncode:
                     failed.append(name)
         finally:

@@ -12,36 +12,13 @@ from quantd.v1 import embedding_service_pb2 as rpc
 from quantd.v1 import embedding_service_pb2_grpc, generate_pb2, generate_service_pb2_grpc
 from runtime.memory import RuntimeSettings
 from runtime.model import load_model
+from tests.e2e.encoder import write_encoder
 from tests.e2e.harness import Daemon
-from tests.models.support import Tiny, write_tiny
-
-WORDS = ["a", "fox", "and", "dog", "ran", "far", "##s", "home", "the", "sun", "red", "sea", "saw", "now"]
-TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A bert of two layers and 20 words that takes texts of 32 tokens."""
-    tokens = [
-        text[2:] if text.startswith("##") else text if text[0] == "[" else f"\u2581{text}" for text in TOKENS
-    ]
-    # Tiny's keys are those of the architecture; the tokenizer's are written as they are.
-    path = tmp_path_factory.mktemp("encoder") / "mini.gguf"
-    return write_tiny(path, Tiny(arch="bert", context=32, n_vocab=len(tokens), tokenizer=vocabulary(tokens)))
-
-
-def vocabulary(tokens):
-    return {
-        "tokenizer.ggml.model": "bert",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3] * 5 + [1] * len(WORDS),
-        "tokenizer.ggml.unknown_token_id": 1,
-        "tokenizer.ggml.cls_token_id": 2,
-        "tokenizer.ggml.bos_token_id": 2,
-        "tokenizer.ggml.eos_token_id": 3,
-        "tokenizer.ggml.seperator_token_id": 3,
-        "tokenizer.ggml.padding_token_id": 0,
-    }
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "mini.gguf")
 
 
 @pytest.fixture(scope="module")
