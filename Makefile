@@ -23,7 +23,7 @@ NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMak
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-clients fuzz-api fix proto native test-native test-python bench clean
+.PHONY: help run test check test-clients fuzz-api fix proto native test-native test-arm test-python bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -65,6 +65,16 @@ test-native: ## run the native tests under the address and undefined-behaviour s
 	  -DQUANTD_SANITIZE=address,undefined > /dev/null
 	cmake --build build/sanitize --parallel 2 > build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	ctest --test-dir build/sanitize --output-on-failure
+
+# Debian: apt install g++-aarch64-linux-gnu qemu-user.  What the read-ahead sees of the system is not emulated.
+test-arm: ## build the native tests for arm64 and run them under emulation (needs a cross compiler and qemu-aarch64)
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
+	  { echo "no aarch64-linux-gnu-g++ or qemu-aarch64: on Debian, apt install g++-aarch64-linux-gnu qemu-user"; exit 1; }
+	cmake -S runtime/native -B build/arm64 -DCMAKE_BUILD_TYPE=Release -DQUANTD_PYTHON=OFF -DQUANTD_TESTS=ON \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  -DCMAKE_CROSSCOMPILING_EMULATOR='qemu-aarch64;-L;/usr/aarch64-linux-gnu' > /dev/null
+	cmake --build build/arm64 --parallel 2 > build/arm64.log || { cat build/arm64.log; exit 1; }
+	ctest --test-dir build/arm64 --output-on-failure --exclude-regex test_readahead
 
 check: $(VENV)/.dev ## linters, types, layers, generated code, formats
 	$(BIN)/ruff check

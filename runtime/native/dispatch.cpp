@@ -3,6 +3,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "blocks.h"
 #include "kernels.h"
 #include "kernels/levels.h"
@@ -58,6 +62,25 @@ void add_avx512vnni(Kernels& table) {
     avx512vnni::add_elementwise(table);
     avx512vnni::add_attention(table);
 }
+#elif defined(__aarch64__)
+constexpr unsigned long kHasDotProduct = 1ul << 20;  // HWCAP_ASIMDDP of the kernel's list for arm64
+
+void add_neon(Kernels& table) {
+    table.level = "neon";
+    neon::add_matmul(table);
+    neon::add_matmul_q8_32(table);
+    neon::add_matmul_q8_256(table);
+    neon::add_activation(table);
+    neon::add_elementwise(table);
+    neon::add_rope(table);
+    neon::add_attention(table);
+}
+
+void add_neondot(Kernels& table) {
+    table.level = "neondot";
+    neondot::add_matmul_q8_32(table);
+    neondot::add_matmul_q8_256(table);
+}
 #endif
 
 struct Levels {
@@ -82,6 +105,13 @@ struct Levels {
                 add_avx512vnni(table);
                 add(table);
             }
+        }
+#elif defined(__aarch64__)
+        add_neon(table);
+        add(table);
+        if ((getauxval(AT_HWCAP) & kHasDotProduct) != 0) {
+            add_neondot(table);
+            add(table);
         }
 #endif
     }

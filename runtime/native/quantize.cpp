@@ -52,7 +52,7 @@ float max_abs(Type type) {
 
 const Encoders& encoders_for(const char* level) {
     // Which levels there are, and which one is wanted, is the kernels' rule.
-    const std::string_view name = kernels_for(level).level;
+    [[maybe_unused]] const std::string_view name = kernels_for(level).level;
 #if defined(__x86_64__)
     if (name == kAvx512Vnni.level) return kAvx512Vnni;
     if (name == kAvx2.level) return kAvx2;
@@ -75,6 +75,12 @@ class DefaultFloatMode {
 #if defined(__x86_64__)
     DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
     ~DefaultFloatMode() { _mm_setcsr(saved_); }
+
+  private:
+    unsigned saved_;
+#elif defined(__aarch64__)
+    DefaultFloatMode() : saved_(__builtin_aarch64_get_fpcr()) { __builtin_aarch64_set_fpcr(0); }
+    ~DefaultFloatMode() { __builtin_aarch64_set_fpcr(saved_); }
 
   private:
     unsigned saved_;

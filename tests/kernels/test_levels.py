@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 
 from runtime import _native
@@ -9,7 +11,9 @@ from tests.kernels.support import LEVELS
 
 
 def test_levels_go_from_scalar_to_the_widest() -> None:
-    order = ["scalar", "avx2", "avx512vnni"]
+    order = (
+        ["scalar", "neon", "neondot"] if platform.machine() == "aarch64" else ["scalar", "avx2", "avx512vnni"]
+    )
     assert order[: len(LEVELS)] == LEVELS
 
 

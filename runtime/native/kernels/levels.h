@@ -57,3 +57,18 @@ void add_activation(Kernels& table);
 void add_elementwise(Kernels& table);
 void add_attention(Kernels& table);
 }  // namespace quantd::avx512vnni
+
+namespace quantd::neon {
+void add_matmul(Kernels& table);
+void add_matmul_q8_32(Kernels& table);
+void add_matmul_q8_256(Kernels& table);
+void add_activation(Kernels& table);
+void add_elementwise(Kernels& table);
+void add_rope(Kernels& table);
+void add_attention(Kernels& table);
+}  // namespace quantd::neon
+
+namespace quantd::neondot {
+void add_matmul_q8_32(Kernels& table);
+void add_matmul_q8_256(Kernels& table);
+}  // namespace quantd::neondot

@@ -157,6 +157,19 @@ void test_elementwise(const Kernels& kernels, const Kernels& scalar) {
         auto in_place = x;
         kernels.rms_norm(in_place.data(), y.data(), in_place.data(), n, 1e-5f);
         CHECK(in_place == got);
+        const auto z = random_floats(n);
+        kernels.layer_norm(x.data(), y.data(), z.data(), got.data(), n, 1e-5f);
+        scalar.layer_norm(x.data(), y.data(), z.data(), expected.data(), n, 1e-5f);
+        CHECK(close(got, expected, 1e-5f));
+        kernels.geglu(x.data(), y.data(), got.data(), n);
+        scalar.geglu(x.data(), y.data(), expected.data(), n);
+        CHECK(close(got, expected, 1e-5f));
+        for (const float cap : {0.0f, 3.0f}) {
+            auto a = x, b = x;
+            kernels.soft_cap(a.data(), n, 1.5f, cap);
+            scalar.soft_cap(b.data(), n, 1.5f, cap);
+            CHECK(close(a, b, 1e-5f));
+        }
         kernels.swiglu(x.data(), y.data(), got.data(), n);
         scalar.swiglu(x.data(), y.data(), expected.data(), n);
         CHECK(close(got, expected, 1e-5f));
@@ -170,6 +183,53 @@ void test_elementwise(const Kernels& kernels, const Kernels& scalar) {
             kernels.rope(a.data(), cos.data(), sin.data(), n, interleaved);
             scalar.rope(b.data(), cos.data(), sin.data(), n, interleaved);
             CHECK(close(a, b, 1e-5f));
+        }
+    }
+}
+
+// Activations and cached vectors have the same bytes at every level; what is not finite stays visible.
+void test_same_bytes(const Kernels& kernels, const Kernels& scalar) {
+    for (const int64_t n : {256, 512, 1280}) {
+        for (const float odd : {0.0f, 1e-35f, 1e30f, INFINITY, NAN}) {
+            auto x = random_floats(n);
+            if (odd != 0.0f) x[static_cast<size_t>(n / 2)] = odd;
+            for (const ActForm form : {ActForm::Q8_32, ActForm::Q8_256}) {
+                const int64_t n_bytes = act_row_bytes(form, n);
+                Aligned got(n_bytes), expected(n_bytes);
+                std::memset(got.data, 0, static_cast<size_t>(n_bytes));
+                std::memset(expected.data, 0, static_cast<size_t>(n_bytes));
+                const auto quantize = [&](const Kernels& level, uint8_t* out) {
+                    form == ActForm::Q8_32 ? level.quantize_q8_32(x.data(), out, n)
+                                           : level.quantize_q8_256(x.data(), out, n);
+                };
+                quantize(kernels, got.data);
+                quantize(scalar, expected.data);
+                CHECK(std::memcmp(got.data, expected.data, static_cast<size_t>(n_bytes)) == 0);
+            }
+            for (const KvType type : {KvType::F16, KvType::Q8_0}) {
+                std::vector<uint8_t> got(static_cast<size_t>(kv_row_bytes(type, n))), expected(got);
+                kernels.store_kv(x.data(), got.data(), n, type);
+                scalar.store_kv(x.data(), expected.data(), n, type);
+                CHECK(got == expected);
+            }
+        }
+    }
+}
+
+// Rows that are computed together get the bits that each gets alone.
+void test_batch_invariance(const Kernels& kernels) {
+    constexpr int64_t kRows = 21, kOuts = 19;
+    for (uint32_t type = 0; type < kMaxTypes; ++type) {
+        const TypeTraits& traits = type_traits(type);
+        if (!traits.is_weight) continue;
+        const int64_t n_in = traits.block_elements == 1 ? 100 : 7 * traits.block_elements;
+        Weights weight(type, kOuts * n_in);
+        const auto x = random_floats(kRows * n_in);
+        const auto together = run_matmul(kernels, type, weight.data(), kOuts, n_in, x, kRows);
+        for (int64_t r = 0; r < kRows; ++r) {
+            const std::vector<float> row(x.begin() + r * n_in, x.begin() + (r + 1) * n_in);
+            const auto alone = run_matmul(kernels, type, weight.data(), kOuts, n_in, row, 1);
+            CHECK(std::memcmp(alone.data(), together.data() + r * kOuts, kOuts * sizeof(float)) == 0);
         }
     }
 }
@@ -223,6 +283,11 @@ void test_attention(const Kernels& kernels, const Kernels& scalar) {
                             run_attention(kernels, type, n_rows, group, head_dim, n_positions, 16, q, kv);
                         const auto expected =
                             run_attention(scalar, type, n_rows, group, head_dim, n_positions, 16, q, kv);
+                        const auto first = std::vector<float>(q.end() - group * head_dim, q.end());
+                        const auto alone =
+                            run_attention(kernels, type, 1, group, head_dim, n_positions, 16, first, kv);
+                        CHECK(std::memcmp(alone.data(), got.data() + (n_rows - 1) * group * head_dim,
+                                          alone.size() * sizeof(float)) == 0);
                         // Wide levels round queries to 15 bits where the keys are Q8_0.
                         CHECK(close(got, expected, type == KvType::F16 ? 1e-5f : 1e-3f));
                     }
@@ -262,6 +327,8 @@ int main() {
     for (const char* const* level = available_levels(); *level != nullptr; ++level) {
         const Kernels& kernels = kernels_for(*level);
         test_matmul(kernels, scalar);
+        test_same_bytes(kernels, scalar);
+        test_batch_invariance(kernels);
         test_elementwise(kernels, scalar);
         test_attention(kernels, scalar);
     }
