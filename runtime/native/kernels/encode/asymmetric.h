@@ -2,7 +2,7 @@
 // super-blocks Q2_K, Q4_K and Q5_K.  Included by level.h only, into its unnamed namespace.
 
 struct Fit {
-    Lanes scale, minimum, error;
+    Lanes scale, minimum;
 };
 
 // Weighted sums over the q of a candidate.
@@ -10,87 +10,103 @@ struct QSums {
     Lanes q, qq, qx;
 };
 
+// The best candidate so far; its weighted error lies `gain` below sum_wxx.
+struct Best {
+    Lanes scale, minimum, gain;
+};
+
 // The least-squares scale and minimum for these q.  The error comes out of the sums in closed form, without a
 // second pass.  kBounded: the minimum must not be above zero.
 template <bool kBounded, int N>
-QUANTD_INLINE void consider(const Sub<N>& sub, const QSums& sums, Fit& best) {
+QUANTD_INLINE void consider(const Sub<N>& sub, const QSums& sums, Best& best) {
     const Lanes zero = all(0.0f);
     // Without a spread of q the determinant is nothing but rounding: then only a fit through zero is left.
     const Lanes product = sub.sum_w * sums.qq;
-    const Lanes determinant = product - sums.q * sums.q;
-    Mask usable = product * all(3e-6f) < determinant;
-    const Lanes divisor = select(usable, determinant, all(1.0f));
-    Lanes scale = (sub.sum_w * sums.qx - sub.sum_wx * sums.q) / divisor;
-    Lanes minimum = (sums.qq * sub.sum_wx - sums.q * sums.qx) / divisor;
+    Lanes divisor = product - sums.q * sums.q;
+    Mask usable = product * all(3e-6f) < divisor;
+    Lanes scale = sub.sum_w * sums.qx - sub.sum_wx * sums.q;
+    Lanes minimum = sums.qq * sub.sum_wx - sums.q * sums.qx;
     if (kBounded) {
         const Mask inside = usable & (minimum < zero);
         usable = zero < sums.qq;
-        scale = select(inside, scale, sums.qx / select(usable, sums.qq, all(1.0f)));
+        divisor = select(inside, divisor, sums.qq);
+        scale = select(inside, scale, sums.qx);
         minimum = select(inside, minimum, zero);
     }
-    const Lanes error = sub.sum_wxx - scale * sums.qx - minimum * sub.sum_wx;
-    const Mask better = (error < best.error) & usable & (zero < scale);
+    usable = usable & (zero < scale);
+    const Lanes reciprocal = all(1.0f) / select(usable, divisor, all(1.0f));
+    scale = scale * reciprocal;
+    minimum = minimum * reciprocal;
+    const Lanes gain = scale * sums.qx + minimum * sub.sum_wx;
+    const Mask better = (best.gain < gain) & usable;
     best.scale = select(better, scale, best.scale);
     best.minimum = select(better, minimum, best.minimum);
-    best.error = select(better, error, best.error);
+    best.gain = select(better, gain, best.gain);
 }
 
-// q = round(x / range * numerator) over x that begin at 0: nothing lies below it.
+// q = round(x * inverse) over x that begin at 0: nothing lies below it.
 template <int kMaxQ, int N>
 QUANTD_PASS QSums sums_from_zero(const Sub<N>& sub, const Lanes* shifted, const Lanes& inverse) {
-    const Lanes zero = all(0.0f), max_q = all(kMaxQ);
-    QSums sums{zero, zero, zero};
+    const Lanes max_q = all(kMaxQ);
+    Lanes sum_q = all(0.0f), sum_qq = all(0.0f), sum_qx = all(0.0f);
     for (int i = 0; i < N; ++i) {
         const Lanes q = smaller(nearest(shifted[i] * inverse), max_q);
         const Lanes wq = sub.weight[i] * q;
-        sums.q = sums.q + wq;
-        sums.qq = sums.qq + wq * q;
-        sums.qx = sums.qx + wq * sub.x[i];
+        sum_q = sum_q + wq;
+        sum_qq = sum_qq + wq * q;
+        sum_qx = sum_qx + wq * sub.x[i];
     }
-    return sums;
+    return {sum_q, sum_qq, sum_qx};
 }
 
 // q = round((x + offset) * inverse)
 template <int kMaxQ, int N>
 QUANTD_PASS QSums sums_of(const Sub<N>& sub, const Lanes& offset, const Lanes& inverse) {
     const Lanes zero = all(0.0f), max_q = all(kMaxQ);
-    QSums sums{zero, zero, zero};
+    const Lanes start = offset * inverse;
+    Lanes sum_q = zero, sum_qq = zero, sum_qx = zero;
     for (int i = 0; i < N; ++i) {
-        const Lanes q = smaller(larger(nearest((sub.x[i] + offset) * inverse), zero), max_q);
+        const Lanes q = smaller(larger(nearest(sub.x[i] * inverse + start), zero), max_q);
         const Lanes wq = sub.weight[i] * q;
-        sums.q = sums.q + wq;
-        sums.qq = sums.qq + wq * q;
-        sums.qx = sums.qx + wq * sub.x[i];
+        sum_q = sum_q + wq;
+        sum_qq = sum_qq + wq * q;
+        sum_qx = sum_qx + wq * sub.x[i];
     }
-    return sums;
+    return {sum_q, sum_qq, sum_qx};
 }
+
+// How long to search: inverse scales are (kMaxQ + first + n * step) / range.
+struct Effort {
+    int grid_steps;
+    float first, step;
+    int polish_steps;   // of kPolish, around the best fit
+    int first_changes;  // of the integer scales, of kNeighbours
+    int refit_changes;  // the same after each fit of d and dmin
+    int refits;
+};
 
 // The best real-valued scale and minimum of each lane: a grid of inverse scales around kMaxQ / range, then
 // candidates that start from the best minimum found.  Lanes without a range get scale 0 and their minimum.
 template <int kMaxQ, bool kBounded, int N>
-QUANTD_INLINE Fit search(const Sub<N>& sub) {
-    constexpr bool kFewLevels = kMaxQ < 8;
+QUANTD_INLINE Fit search(const Sub<N>& sub, const Effort& effort) {
     const Lanes zero = all(0.0f);
     const Lanes low = kBounded ? smaller(sub.low, zero) : sub.low;
     const Lanes range = sub.high - low;
     const Mask flat = range < all(kTiny);
-    const Lanes safe_range = select(flat, all(1.0f), range);
+    const Lanes inverse_range = all(1.0f) / select(flat, all(1.0f), range);
     Lanes shifted[N];
     for (int i = 0; i < N; ++i) shifted[i] = sub.x[i] - low;
-    Fit best{zero, low, all(3.0e38f)};
-    for (int step = 0; step < kGridSteps; ++step) {
-        const float offset = kFewLevels ? kFewGridFirst + kFewGridStep * static_cast<float>(step)
-                                        : kGridFirst + kGridStep * static_cast<float>(step);
-        const Lanes inverse = all(static_cast<float>(kMaxQ) + offset) / safe_range;
-        consider<kBounded>(sub, sums_from_zero<kMaxQ>(sub, shifted, inverse), best);
+    Best best{zero, low, all(-3.0e38f)};
+    for (int n = 0; n < effort.grid_steps; ++n) {
+        const float numerator =
+            static_cast<float>(kMaxQ) + effort.first + effort.step * static_cast<float>(n);
+        consider<kBounded>(sub, sums_from_zero<kMaxQ>(sub, shifted, all(numerator) * inverse_range), best);
     }
-    for (int step = 0; step < kPolishSteps; ++step) {
-        const Lanes inverse = all(kPolish[step]) / select(zero < best.scale, best.scale, all(1.0f));
+    for (int n = 0; n < effort.polish_steps; ++n) {
+        const Lanes inverse = all(kPolish[n]) / select(zero < best.scale, best.scale, all(1.0f));
         consider<kBounded>(sub, sums_of<kMaxQ>(sub, zero - best.minimum, inverse), best);
     }
-    best.scale = select(flat, zero, best.scale);
-    best.minimum = select(flat, low, best.minimum);
-    return best;
+    return {select(flat, zero, best.scale), select(flat, low, best.minimum)};
 }
 
 // What the three super-block types differ in.  kPerBlock sub-blocks of kElements make a super-block of 256.
@@ -98,23 +114,30 @@ struct AsQ2K {
     using Block = BlockQ2_K;
     static constexpr int kElements = 16, kPerBlock = 16, kMaxQ = 3, kMaxInteger = 15;
     static constexpr Plain kPlain = Plain::kMagnitude;
+    static constexpr Effort kQuick = {6, -1.1f, 0.35f, 1, 3, 1, 1};
+    static constexpr Effort kThorough = {15, -1.2f, 0.15f, 3, 3, 3, 2};
 };
 struct AsQ4K {
     using Block = BlockQ4_K;
     static constexpr int kElements = 32, kPerBlock = 8, kMaxQ = 15, kMaxInteger = 63;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr Effort kQuick = {7, -2.4f, 0.5f, 1, 3, 1, 1};
+    static constexpr Effort kThorough = {15, -2.6f, 0.25f, 3, 3, 3, 2};
 };
 struct AsQ5K {
     using Block = BlockQ5_K;
     static constexpr int kElements = 32, kPerBlock = 8, kMaxQ = 31, kMaxInteger = 63;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr Effort kQuick = {6, -2.4f, 0.6f, 1, 3, 1, 1};
+    static constexpr Effort kThorough = {11, -2.6f, 0.35f, 3, 3, 3, 2};
 };
 
 // Integer scales and minima of sixteen sub-blocks under given super-block scales.
 struct Choice {
     Lanes d, dmin;         // f16 values of the super-block that the lane belongs to
     Lanes scale, minimum;  // integers [0, kMaxInteger]
-    Lanes error;           // exact weighted squared error of the decoded sub-block
+    QSums sums;            // over the q that `error` is of
+    Lanes error;           // weighted squared error, which decoding with the nearest q can only lower
 };
 
 // Nearest q for a lane's step (x + offset ~ step * q).
@@ -129,68 +152,52 @@ QUANTD_INLINE Lanes to_integer_range(const Lanes& value) {
 }
 
 // One integer scale: the q that it gives with the minimum `guess`, the integer minimum that fits best to
-// these q, and the error of both in closed form.  Decoding with the q chosen anew can only be closer.
+// these q, and the error of both in closed form.
 template <typename As, int N>
-QUANTD_INLINE void try_scale(const Sub<N>& sub, const Lanes& scale, const Lanes& guess, Choice& best) {
-    const Lanes step = best.d * scale, guessed_offset = best.dmin * guess;
-    const QSums sums = sums_of<As::kMaxQ>(sub, guessed_offset, inverse_or_zero(step));
-    const Lanes divisor = sub.sum_w * best.dmin;
-    const Mask usable = all(0.0f) < divisor;
-    const Lanes fitted = (step * sums.q - sub.sum_wx) / select(usable, divisor, all(1.0f));
-    const Lanes minimum = nearest(select(usable, to_integer_range<As>(fitted), guess));
+QUANTD_INLINE void try_scale(const Sub<N>& sub, const Lanes& scale, const Lanes& guess,
+                             const Lanes& per_minimum, Choice& best) {
+    const Lanes step = best.d * scale;
+    const QSums sums = sums_of<As::kMaxQ>(sub, best.dmin * guess, inverse_or_zero(step));
+    const Lanes fitted = (step * sums.q - sub.sum_wx) * per_minimum;
+    const Lanes minimum = nearest(to_integer_range<As>(select(all(0.0f) < per_minimum, fitted, guess)));
     const Lanes offset = best.dmin * minimum;
     const Lanes cross = offset * sub.sum_wx - step * sums.qx - step * offset * sums.q;
     const Lanes error = sub.sum_wxx + step * step * sums.qq + offset * offset * sub.sum_w + cross + cross;
     const Mask better = error < best.error;
     best.scale = select(better, scale, best.scale);
     best.minimum = select(better, minimum, best.minimum);
+    best.sums.q = select(better, sums.q, best.sums.q);
+    best.sums.qq = select(better, sums.qq, best.sums.qq);
+    best.sums.qx = select(better, sums.qx, best.sums.qx);
     best.error = select(better, error, best.error);
 }
 
-// Exact error of a choice of integers.
+// The best integers near `scale` and `minimum`: `changes` neighbours of the scale.
 template <typename As, int N>
-QUANTD_PASS Lanes error_of_integers(const Sub<N>& sub, const Choice& choice) {
-    const Lanes step = choice.d * choice.scale, offset = choice.dmin * choice.minimum;
-    const Lanes inverse = inverse_or_zero(step);
-    Lanes error = all(0.0f);
-    for (int i = 0; i < N; ++i) {
-        const Lanes shifted = sub.x[i] + offset;
-        const Lanes difference = step * nearest_q<As::kMaxQ>(shifted, inverse) - shifted;
-        error = error + sub.weight[i] * difference * difference;
-    }
-    return error;
-}
-
-// The best integers near `scale` and `minimum`.
-template <typename As, int N>
-QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, const Lanes& minimum, Choice& best) {
+QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, const Lanes& minimum, int changes,
+                          Choice& best) {
     const Lanes guess = to_integer_range<As>(minimum);
+    const Lanes per_minimum = inverse_or_zero(sub.sum_w * best.dmin);
     best.error = all(3.0e38f);
     best.scale = to_integer_range<As>(scale);
     best.minimum = guess;
-    for (const float change : kNeighbours) {
-        try_scale<As>(sub, to_integer_range<As>(scale + all(change)), guess, best);
+    best.sums = {all(0.0f), all(0.0f), all(0.0f)};
+    for (int n = 0; n < changes; ++n) {
+        try_scale<As>(sub, to_integer_range<As>(scale + all(kNeighbours[n])), guess, per_minimum, best);
     }
-    best.error = error_of_integers<As>(sub, best);
 }
 
-// Least-squares d and dmin of each super-block for the chosen integers, rounded to f16; the old ones where
-// there is no sound solution.
+// Least-squares d and dmin of each super-block for the chosen integers and their q, rounded to f16; the old
+// ones where there is no sound solution.
 template <typename As, int N>
 QUANTD_INLINE void refit(const Sub<N>& sub, const Choice& choice, Choice& next) {
-    const Lanes step = choice.d * choice.scale, offset = choice.dmin * choice.minimum;
-    const Lanes inverse = inverse_or_zero(step);
-    const QSums sums = sums_of<As::kMaxQ>(sub, offset, inverse);  // the integer scale enters below
+    const Lanes s = choice.scale, m = choice.minimum;
+    const Lanes lane_a = s * s * choice.sums.qq, lane_b = s * m * choice.sums.q, lane_c = m * m * sub.sum_w;
+    const Lanes lane_p = s * choice.sums.qx, lane_r = m * sub.sum_wx;
     for (int first = 0; first < kLanes; first += As::kPerBlock) {
-        double a = 0, b = 0, c = 0, p = 0, r = 0;
-        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
-            const double s = get(choice.scale, lane), m = get(choice.minimum, lane);
-            a += s * s * get(sums.qq, lane);
-            b += s * m * get(sums.q, lane);
-            c += m * m * get(sub.sum_w, lane);
-            p += s * get(sums.qx, lane);
-            r += m * get(sub.sum_wx, lane);
-        }
+        const double a = sum_of(lane_a, first, As::kPerBlock), b = sum_of(lane_b, first, As::kPerBlock);
+        const double c = sum_of(lane_c, first, As::kPerBlock), p = sum_of(lane_p, first, As::kPerBlock);
+        const double r = sum_of(lane_r, first, As::kPerBlock);
         float d = get(choice.d, first), dmin = get(choice.dmin, first);
         const double determinant = a * c - b * b;
         if (determinant > 1e-9 * a * c) {
@@ -219,6 +226,9 @@ QUANTD_INLINE void keep_better(const Choice& next, Choice& best) {
         copy_lanes(next.dmin, best.dmin, first, n);
         copy_lanes(next.scale, best.scale, first, n);
         copy_lanes(next.minimum, best.minimum, first, n);
+        copy_lanes(next.sums.q, best.sums.q, first, n);
+        copy_lanes(next.sums.qq, best.sums.qq, first, n);
+        copy_lanes(next.sums.qx, best.sums.qx, first, n);
         copy_lanes(next.error, best.error, first, n);
     }
 }
@@ -244,16 +254,16 @@ QUANTD_INLINE void first_super_scales(const Fit& fit, Choice& choice) {
 
 // The whole search for the super-blocks of sixteen sub-blocks.
 template <typename As, int N>
-QUANTD_INLINE Choice choose(const Sub<N>& sub) {
-    const Fit fit = search<As::kMaxQ, true>(sub);
+QUANTD_INLINE Choice choose(const Sub<N>& sub, const Effort& effort) {
+    const Fit fit = search<As::kMaxQ, true>(sub, effort);
     Choice best;
     first_super_scales<As>(fit, best);
     refine<As>(sub, nearest(fit.scale * inverse_or_zero(best.d)),
-               nearest((all(0.0f) - fit.minimum) * inverse_or_zero(best.dmin)), best);
-    for (int round = 0; round < kRefits; ++round) {
+               nearest((all(0.0f) - fit.minimum) * inverse_or_zero(best.dmin)), effort.first_changes, best);
+    for (int round = 0; round < effort.refits; ++round) {
         Choice next = best;
         refit<As>(sub, best, next);
-        refine<As>(sub, best.scale, best.minimum, next);
+        refine<As>(sub, best.scale, best.minimum, effort.refit_changes, next);
         keep_better<As>(next, best);
     }
     return best;
@@ -316,13 +326,14 @@ QUANTD_INLINE void write_super_blocks(const Sub<N>& sub, const Choice& choice, u
 template <typename As>
 void encode_asymmetric(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
     constexpr int N = As::kElements;
+    const Effort effort = importance == nullptr ? As::kQuick : As::kThorough;
     each_tile<N>(x, importance, n_blocks * As::kPerBlock,
                  [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
                      QUANTD_LAMBDA_INLINE {
                          Sub<N> sub;
                          prepare<N, As::kPlain>(sub, tile, tile_importance);
                          const int64_t block = first / As::kPerBlock;
-                         write_super_blocks<As>(sub, choose<As>(sub),
+                         write_super_blocks<As>(sub, choose<As>(sub, effort),
                                                 out + block * int64_t{sizeof(typename As::Block)},
                                                 in_tile / As::kPerBlock);
                      });

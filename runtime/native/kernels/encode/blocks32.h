@@ -89,10 +89,17 @@ QUANTD_INLINE void pack_block(const uint8_t* q, BlockQ5_1& block) {
     pack_nibbles(q, block.qs);
 }
 
+struct StepAndMinimum {
+    Lanes scale, minimum;  // f16 values
+    Lanes error;           // exact weighted squared error
+};
+
+constexpr Effort kFullRange = {11, -2.6f, 0.35f, 3, 0, 0, 0};
+
 // A candidate step and minimum, both already f16 values, by exact error.
 template <int kMaxQ>
 QUANTD_INLINE void try_step_and_minimum(const Sub<32>& sub, const Lanes& step, const Lanes& minimum,
-                                        Fit& best) {
+                                        StepAndMinimum& best) {
     const Lanes inverse = inverse_or_zero(step);
     Lanes error = all(0.0f);
     for (int i = 0; i < 32; ++i) {
@@ -115,9 +122,9 @@ void encode_step_and_minimum(const float* x, const float* importance, uint8_t* o
             int64_t first) QUANTD_LAMBDA_INLINE {
             Sub<32> sub;
             prepare<32, Plain::kRmsPlusMagnitude>(sub, tile, tile_importance);
-            const Fit fit = search<As::kMaxQ, false>(sub);
+            const Fit fit = search<As::kMaxQ, false>(sub, kFullRange);
             const Lanes low = through_f16(sub.low);
-            Fit best{all(0.0f), low, all(3.0e38f)};
+            StepAndMinimum best{all(0.0f), low, all(3.0e38f)};
             try_step_and_minimum<As::kMaxQ>(sub, step_through_f16((sub.high - sub.low) / all(As::kMaxQ)), low,
                                             best);
             try_step_and_minimum<As::kMaxQ>(sub, step_through_f16(fit.scale), through_f16(fit.minimum), best);

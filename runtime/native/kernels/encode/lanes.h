@@ -109,10 +109,42 @@ QUANTD_INLINE Lanes square_root(const Lanes& a) {
     return r;
 }
 
+#if defined(__AVX2__)
+// out[i * out_stride + j] = in[j * in_stride + i] for 8 x 8 floats.
+QUANTD_INLINE void transpose_8x8(const float* in, int in_stride, float* out, int out_stride) {
+    __m256 row[8], pair[8], quad[8];
+    for (int j = 0; j < 8; ++j) row[j] = _mm256_loadu_ps(in + j * in_stride);
+    for (int j = 0; j < 8; j += 2) {
+        pair[j] = _mm256_unpacklo_ps(row[j], row[j + 1]);
+        pair[j + 1] = _mm256_unpackhi_ps(row[j], row[j + 1]);
+    }
+    for (int j = 0; j < 8; j += 4) {
+        quad[j] = _mm256_shuffle_ps(pair[j], pair[j + 2], 0x44);
+        quad[j + 1] = _mm256_shuffle_ps(pair[j], pair[j + 2], 0xee);
+        quad[j + 2] = _mm256_shuffle_ps(pair[j + 1], pair[j + 3], 0x44);
+        quad[j + 3] = _mm256_shuffle_ps(pair[j + 1], pair[j + 3], 0xee);
+    }
+    for (int j = 0; j < 4; ++j) {
+        _mm256_storeu_ps(out + j * out_stride, _mm256_permute2f128_ps(quad[j], quad[j + 4], 0x20));
+        _mm256_storeu_ps(out + (j + 4) * out_stride, _mm256_permute2f128_ps(quad[j], quad[j + 4], 0x31));
+    }
+}
+#endif
+
 // tile[i] lane = x[lane * kElements + i]: sixteen runs of consecutive floats side by side.
 template <int kElements>
 QUANTD_INLINE void transpose(const float* x, Lanes* tile) {
+#if defined(__AVX2__)
+    static_assert(sizeof(Lanes) == kLanes * sizeof(float) && kElements % 8 == 0);
+    float* out = reinterpret_cast<float*>(tile);
+    for (int lane = 0; lane < kLanes; lane += 8) {
+        for (int i = 0; i < kElements; i += 8) {
+            transpose_8x8(x + lane * kElements + i, kElements, out + i * kLanes + lane, kLanes);
+        }
+    }
+#else
     for (int lane = 0; lane < kLanes; ++lane) {
         for (int i = 0; i < kElements; ++i) set(tile[i], lane, x[lane * kElements + i]);
     }
+#endif
 }

@@ -13,19 +13,12 @@
 namespace quantd::encode {
 namespace {
 
-// The search: candidates of inverse scale are (max_q + first + step n) / range.  The grids span llama.cpp's
-// (-1.0 .. 0.9 for 4 bits, -0.5 .. 0.9 for 5 bits, -0.9 .. 0.9 for the symmetric types) and reach further to
-// scales that clip nothing, which often fit best; finer steps find nothing that the refinement after them
-// would not.
-constexpr int kGridSteps = 11;
-constexpr float kGridStep = 0.35f, kGridFirst = -2.6f;
-constexpr float kFewGridStep = 0.2f, kFewGridFirst = -1.1f;  // for types of two bits
-// Then candidates around the best fit, as multiples of its inverse scale.
-constexpr int kPolishSteps = 3;
-constexpr float kPolish[kPolishSteps] = {1.0f, 0.985f, 1.015f};
-constexpr float kSymmetricPolish[3] = {1.0f, 0.985f, 1.015f};
-// Rounds of least-squares d, dmin followed by a new choice of the integers.
-constexpr int kRefits = 1;
+// Searches try inverse scales on a grid that spans llama.cpp's (-1.0 .. 0.9 around the largest q for 4 bits,
+// -0.5 .. 0.9 for 5 bits, -0.9 .. 0.9 for the symmetric types) and reaches further to scales that clip
+// nothing, which often fit best; finer steps find nothing that the refinement after them would not.  Then
+// they try multiples of the best fit's inverse scale:
+constexpr float kPolish[3] = {1.0f, 0.985f, 1.015f};
+// Changes of integer scales, the likeliest first.
 constexpr float kNeighbours[3] = {0.0f, -1.0f, 1.0f};
 
 #define QUANTD_LAMBDA_INLINE __attribute__((always_inline))

@@ -1,5 +1,24 @@
 // Levels of weights into the bits of the blocks.  Included by level.h only, into its unnamed namespace.
 
+#if defined(__SSE2__)
+// out[j * out_stride + i] = in[i * 16 + j] for 16 x 16 bytes.
+QUANTD_INLINE void transpose_16x16(const uint8_t* in, uint8_t* out, int out_stride) {
+    __m128i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i * 16));
+    // Four rounds of a perfect shuffle of the rows: each doubles the runs that come from one column.
+    for (int round = 0; round < 4; ++round) {
+        for (int i = 0; i < 8; ++i) {
+            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 16; ++i) a[i] = b[i];
+    }
+    for (int i = 0; i < 16; ++i) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * out_stride), a[i]);
+    }
+}
+#endif
+
 // level[i] lane -> out[lane * N + i]; levels are integers [0, 255].
 template <int N>
 QUANTD_INLINE void to_bytes(const Lanes* level, uint8_t* out) {
@@ -13,9 +32,14 @@ QUANTD_INLINE void to_bytes(const Lanes* level, uint8_t* out) {
             by_element[i][lane] = static_cast<uint8_t>(static_cast<int32_t>(values[lane]));
         }
     }
+#if defined(__SSE2__)
+    static_assert(N % 16 == 0);
+    for (int i = 0; i < N; i += 16) transpose_16x16(by_element[i], out + i, N);
+#else
     for (int lane = 0; lane < kLanes; ++lane) {
         for (int i = 0; i < N; ++i) out[lane * N + i] = by_element[i][lane];
     }
+#endif
 }
 
 // 16 bytes for 32 weights: low nibble weight j, high nibble weight j + 16.

@@ -2,17 +2,25 @@
 // IQ4. Q4_0, Q5_0 and IQ4_NL have one step for 32 weights; Q3_K, Q6_K and IQ4_XS an integer for each
 // sub-block. Included by level.h only, into its unnamed namespace.
 
-// A set of values.  The search maps the x of largest magnitude to about one end of the set, then the other:
-// the inverse of a step is numerator(n) over that x.
+// How long to search: the inverse of a step is a numerator over the x of largest magnitude, which lands about
+// one end of the set of values, then about the other.
+struct StepEffort {
+    int low_steps, high_steps;
+    float first, unit;  // from kLow - first by steps of -unit, for whole numbers
+    int polish_steps;   // of kPolish, around the best fit
+    int first_changes;  // of the integer scales, of kNeighbours, before d is fitted
+    int refit_changes;  // the same after each fit of d
+    int refits;
+};
+
+// A set of values.
 template <int kLow, int kHigh>
 struct Whole {
-    static constexpr int kLowSteps = kHigh > 15 ? 8 : 10, kHighSteps = kHigh > 15 ? 0 : 4;
-    static constexpr float kUnit = kHigh > 15 ? 0.55f : (kHigh > 7 ? 0.4f : (kHigh > 3 ? 0.35f : 0.25f));
-    static constexpr float kFirst = kHigh > 15 ? -3.4f : (kHigh > 7 ? -2.8f : (kHigh > 3 ? -2.0f : -1.2f));
-    static constexpr float numerator(int step) {
-        return step < kLowSteps
-                   ? static_cast<float>(kLow) - (kFirst + kUnit * static_cast<float>(step))
-                   : static_cast<float>(kHigh) + kUnit * (static_cast<float>(step - kLowSteps) - 1.5f);
+    static QUANTD_INLINE float numerator(const StepEffort& effort, int step) {
+        return step < effort.low_steps
+                   ? static_cast<float>(kLow) - (effort.first + effort.unit * static_cast<float>(step))
+                   : static_cast<float>(kHigh) +
+                         effort.unit * (static_cast<float>(step - effort.low_steps) - 1.5f);
     }
     static QUANTD_INLINE Lanes value(const Lanes& v) {
         return smaller(larger(nearest(v), all(kLow)), all(kHigh));
@@ -22,19 +30,21 @@ struct Whole {
 };
 
 struct CodeBook {
-    static constexpr int kLowSteps = 8, kHighSteps = 5;
-    static constexpr float numerator(int step) {
-        return step < kLowSteps ? -(109.0f + 4.5f * static_cast<float>(step))
-                                : 103.0f + 5.0f * static_cast<float>(step - kLowSteps);
+    static QUANTD_INLINE float numerator(const StepEffort& effort, int step) {
+        return step < effort.low_steps ? -(109.0f + 4.5f * static_cast<float>(step))
+                                       : 103.0f + 5.0f * static_cast<float>(step - effort.low_steps);
     }
     static QUANTD_INLINE Lanes value(const Lanes& v) { return look_up(kIq4Floats, code_of(v)); }
     static QUANTD_INLINE Lanes index(const Lanes& v) { return to_float(code_of(v)); }
 };
 
-// The best real-valued step of each lane, its sign included.  `gain` is how far the weighted error falls
-// below that of all zeros.
+// The best candidate of each lane so far; `gain` is how far the weighted error falls below that of all zeros.
+struct BestStep {
+    Lanes step, gain;
+};
+
 template <typename Values, int N>
-QUANTD_PASS void try_inverse(const Sub<N>& sub, const Lanes& inverse, Lanes& best_step, Lanes& best_gain) {
+QUANTD_PASS void try_inverse(const Sub<N>& sub, const Lanes& inverse, BestStep& best) {
     Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
     for (int i = 0; i < N; ++i) {
         const Lanes q = Values::value(sub.x[i] * inverse);
@@ -45,25 +55,26 @@ QUANTD_PASS void try_inverse(const Sub<N>& sub, const Lanes& inverse, Lanes& bes
     const Mask some = all(0.0f) < sum_qq;
     const Lanes step = sum_qx / select(some, sum_qq, all(1.0f));
     const Lanes gain = step * sum_qx;
-    const Mask better = (best_gain < gain) & some;
-    best_step = select(better, step, best_step);
-    best_gain = select(better, gain, best_gain);
+    const Mask better = (best.gain < gain) & some;
+    best.step = select(better, step, best.step);
+    best.gain = select(better, gain, best.gain);
 }
 
+// The best real-valued step of each lane, its sign included.
 template <typename Values, int N>
-QUANTD_INLINE Lanes search_step(const Sub<N>& sub) {
+QUANTD_INLINE Lanes search_step(const Sub<N>& sub, const StepEffort& effort) {
     const Lanes end = extreme_of(sub);
     const Mask alive = all(kTiny) < absolute(end);
-    const Lanes extreme = select(alive, end, all(1.0f));
-    Lanes step = all(0.0f), gain = all(0.0f);
-    for (int n = 0; n < Values::kLowSteps + Values::kHighSteps; ++n) {
-        try_inverse<Values>(sub, all(Values::numerator(n)) / extreme, step, gain);
+    const Lanes inverse_end = all(1.0f) / select(alive, end, all(1.0f));
+    BestStep best{all(0.0f), all(0.0f)};
+    for (int n = 0; n < effort.low_steps + effort.high_steps; ++n) {
+        try_inverse<Values>(sub, all(Values::numerator(effort, n)) * inverse_end, best);
     }
-    for (const float polish : kSymmetricPolish) {
-        const Mask some = all(0.0f) < absolute(step);
-        try_inverse<Values>(sub, all(polish) / select(some, step, all(1.0f)), step, gain);
+    for (int n = 0; n < effort.polish_steps; ++n) {
+        const Mask some = all(0.0f) < absolute(best.step);
+        try_inverse<Values>(sub, all(kPolish[n]) / select(some, best.step, all(1.0f)), best);
     }
-    return select(alive, step, all(0.0f));
+    return select(alive, best.step, all(0.0f));
 }
 
 // Exact error of a step.
@@ -104,18 +115,21 @@ struct AsQ4_0 {
     using Values = Whole<-8, 7>;
     static constexpr float kEnd = -8.0f;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr StepEffort kEffort = {10, 4, -2.0f, 0.35f, 3, 0, 0, 0};
 };
 struct AsQ5_0 {
     using Block = BlockQ5_0;
     using Values = Whole<-16, 15>;
     static constexpr float kEnd = -16.0f;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr StepEffort kEffort = {10, 4, -2.8f, 0.4f, 3, 0, 0, 0};
 };
 struct AsIQ4_NL {
     using Block = BlockIQ4_NL;
     using Values = CodeBook;
     static constexpr float kEnd = -127.0f;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr StepEffort kEffort = {8, 5, 0.0f, 0.0f, 3, 0, 0, 0};
 };
 
 QUANTD_INLINE void pack_block(const uint8_t* q, BlockQ4_0& block) { pack_nibbles(q, block.qs); }
@@ -136,7 +150,7 @@ void encode_symmetric(const float* x, const float* importance, uint8_t* out, int
                 prepare<32, As::kPlain>(sub, tile, tile_importance);
                 Lanes step = all(0.0f), error = all(3.0e38f);
                 try_step<Values>(sub, step_through_f16(extreme_of(sub) / all(As::kEnd)), step, error);
-                try_step<Values>(sub, step_through_f16(search_step<Values>(sub)), step, error);
+                try_step<Values>(sub, step_through_f16(search_step<Values>(sub, As::kEffort)), step, error);
                 step = select(all(kTiny) < absolute(extreme_of(sub)), step, all(0.0f));
                 const Lanes inverse = inverse_of_signed(step);
                 Lanes level[32];
@@ -159,64 +173,74 @@ struct AsQ3K {
     using Block = BlockQ3_K;
     using Values = Whole<-4, 3>;
     static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -32, kScaleHigh = 31;
-    static constexpr int kFirstChanges = 3;  // of the integer scale, before d is fitted
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr StepEffort kQuick = {5, 0, -1.0f, 0.5f, 1, 1, 1, 1};
+    static constexpr StepEffort kThorough = {14, 6, -1.4f, 0.2f, 3, 3, 3, 2};
 };
 struct AsQ6K {
     using Block = BlockQ6_K;
     using Values = Whole<-32, 31>;
     static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -128, kScaleHigh = 127;
-    static constexpr int kFirstChanges = 1;
     static constexpr Plain kPlain = Plain::kSquare;
+    static constexpr StepEffort kQuick = {6, 0, -3.2f, 0.7f, 1, 1, 1, 1};
+    static constexpr StepEffort kThorough = {8, 0, -3.4f, 0.55f, 3, 1, 3, 1};
 };
 struct AsIQ4_XS {
     using Block = BlockIQ4_XS;
     using Values = CodeBook;
     static constexpr int kElements = 32, kPerBlock = 8, kScaleLow = -32, kScaleHigh = 31;
-    static constexpr int kFirstChanges = 3;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
+    static constexpr StepEffort kQuick = {8, 5, 0.0f, 0.0f, 3, 3, 3, 1};
+    static constexpr StepEffort kThorough = {8, 5, 0.0f, 0.0f, 3, 3, 3, 2};
 };
 
 struct SignedChoice {
-    Lanes d;      // f16 value of the super-block that the lane belongs to
-    Lanes scale;  // integers [kScaleLow, kScaleHigh]
-    Lanes error;  // exact weighted squared error of the decoded sub-block
+    Lanes d;               // f16 value of the super-block that the lane belongs to
+    Lanes scale;           // integers [kScaleLow, kScaleHigh]
+    Lanes sum_qx, sum_qq;  // over the q of this choice
+    Lanes error;           // exact weighted squared error of the decoded sub-block
 };
 
-// The best integer scales among `scale` and the first changes of it, by exact error.
-template <typename As, int kChanges, int N>
-QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, SignedChoice& best) {
+template <typename Values, int N>
+QUANTD_PASS void try_integer(const Sub<N>& sub, const Lanes& candidate, SignedChoice& best) {
+    const Lanes step = best.d * candidate;
+    const Lanes inverse = inverse_of_signed(step);
+    Lanes error = all(0.0f), sum_qx = all(0.0f), sum_qq = all(0.0f);
+    for (int i = 0; i < N; ++i) {
+        const Lanes q = Values::value(sub.x[i] * inverse);
+        const Lanes difference = step * q - sub.x[i];
+        const Lanes wq = sub.weight[i] * q;
+        error = error + sub.weight[i] * difference * difference;
+        sum_qx = sum_qx + wq * sub.x[i];
+        sum_qq = sum_qq + wq * q;
+    }
+    const Mask better = error < best.error;
+    best.scale = select(better, candidate, best.scale);
+    best.sum_qx = select(better, sum_qx, best.sum_qx);
+    best.sum_qq = select(better, sum_qq, best.sum_qq);
+    best.error = select(better, error, best.error);
+}
+
+// The best integer scales among `scale` and the first `changes` of it, by exact error.
+template <typename As, int N>
+QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, int changes, SignedChoice& best) {
     best.error = all(3.0e38f);
-    best.scale = all(0.0f);
-    for (int n = 0; n < kChanges; ++n) {
-        const float change = kNeighbours[n];
-        const Lanes candidate = smaller(larger(scale + all(change), all(As::kScaleLow)), all(As::kScaleHigh));
-        const Lanes error = error_of<typename As::Values>(sub, best.d * candidate);
-        const Mask better = error < best.error;
-        best.scale = select(better, candidate, best.scale);
-        best.error = select(better, error, best.error);
+    for (int n = 0; n < changes; ++n) {
+        const Lanes candidate =
+            smaller(larger(scale + all(kNeighbours[n]), all(As::kScaleLow)), all(As::kScaleHigh));
+        try_integer<typename As::Values>(sub, candidate, best);
     }
 }
 
 // Least-squares d of each super-block for the chosen integers, as f16; the old d where there is no sound one.
-template <typename As, int N>
-QUANTD_PASS Lanes refit(const Sub<N>& sub, const SignedChoice& choice) {
-    const Lanes inverse = inverse_of_signed(choice.d * choice.scale);
-    Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = As::Values::value(sub.x[i] * inverse);
-        const Lanes wq = sub.weight[i] * q;
-        sum_qx = sum_qx + wq * sub.x[i];
-        sum_qq = sum_qq + wq * q;
-    }
+template <typename As>
+QUANTD_INLINE Lanes refit(const SignedChoice& choice) {
+    const Lanes lane_numerator = choice.scale * choice.sum_qx;
+    const Lanes lane_denominator = choice.scale * choice.scale * choice.sum_qq;
     Lanes fitted = choice.d;
     for (int first = 0; first < kLanes; first += As::kPerBlock) {
-        double numerator = 0, denominator = 0;
-        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
-            const double scale = get(choice.scale, lane);
-            numerator += scale * get(sum_qx, lane);
-            denominator += scale * scale * get(sum_qq, lane);
-        }
+        const double numerator = sum_of(lane_numerator, first, As::kPerBlock);
+        const double denominator = sum_of(lane_denominator, first, As::kPerBlock);
         if (!(denominator > 0)) continue;
         const double d = numerator / denominator;
         if (!(d > -65504.0 && d < 65504.0)) continue;
@@ -246,20 +270,28 @@ QUANTD_INLINE Lanes first_super_scales(const Lanes& step) {
 }
 
 template <typename As, int N>
-QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub) {
-    const Lanes step = search_step<typename As::Values>(sub);
-    SignedChoice best;
-    best.d = first_super_scales<As>(step);
-    refine<As, As::kFirstChanges>(sub, nearest(step * inverse_of_signed(best.d)), best);
-    for (int round = 0; round < kRefits; ++round) {
+QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub, const StepEffort& effort) {
+    const Lanes zero = all(0.0f);
+    const Lanes step = search_step<typename As::Values>(sub, effort);
+    SignedChoice best{first_super_scales<As>(step), zero, zero, zero, zero};
+    // A d of few units is coarse: then a neighbour of the nearest integer is often the better one.
+    bool is_coarse = false;
+    for (int lane = 0; lane < kLanes; lane += As::kPerBlock) {
+        is_coarse |= __builtin_fabsf(get(best.d, lane)) < 9.5367e-7f;  // 2^-20: 16 units
+    }
+    const int first_changes = is_coarse ? 3 : effort.first_changes;
+    refine<As>(sub, nearest(step * inverse_of_signed(best.d)), first_changes, best);
+    for (int round = 0; round < effort.refits; ++round) {
         SignedChoice next = best;
-        next.d = refit<As>(sub, best);
-        refine<As, 3>(sub, best.scale, next);
+        next.d = refit<As>(best);
+        refine<As>(sub, best.scale, is_coarse ? 3 : effort.refit_changes, next);
         for (int first = 0; first < kLanes; first += As::kPerBlock) {
             constexpr int n = As::kPerBlock;
             if (!(sum_of(next.error, first, n) < sum_of(best.error, first, n))) continue;
             copy_lanes(next.d, best.d, first, n);
             copy_lanes(next.scale, best.scale, first, n);
+            copy_lanes(next.sum_qx, best.sum_qx, first, n);
+            copy_lanes(next.sum_qq, best.sum_qq, first, n);
             copy_lanes(next.error, best.error, first, n);
         }
     }
@@ -312,12 +344,13 @@ QUANTD_INLINE void pack_block(const uint8_t* q, const int* scale, BlockIQ4_XS& b
 template <typename As>
 void encode_symmetric_super(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
     constexpr int N = As::kElements;
+    const StepEffort& effort = importance == nullptr ? As::kQuick : As::kThorough;
     each_tile<N>(x, importance, n_blocks * As::kPerBlock,
                  [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
                      QUANTD_LAMBDA_INLINE {
                          Sub<N> sub;
                          prepare<N, As::kPlain>(sub, tile, tile_importance);
-                         const SignedChoice choice = choose_signed<As>(sub);
+                         const SignedChoice choice = choose_signed<As>(sub, effort);
                          const Lanes inverse = inverse_of_signed(choice.d * choice.scale);
                          Lanes level[N];
                          for (int i = 0; i < N; ++i) level[i] = As::Values::index(sub.x[i] * inverse);
