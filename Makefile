@@ -23,7 +23,7 @@ NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMak
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-clients fuzz-api fix proto native test-native test-arm test-python bench clean
+.PHONY: help run test check test-clients fuzz-api fix proto native test-native test-arm test-python bench bench-quantizer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -101,6 +101,9 @@ native: ## build runtime/_native in place, for work on the native core without a
 bench: $(VENV)/.dev ## measure against llama.cpp, interleaved (see ops/bench/README.md)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[client,dev,bench]"
 	$(BIN)/python ops/bench/run.py $(BENCH)
+
+bench-quantizer: $(VENV)/.dev ## measure quantization against llama-quantize, interleaved (see ops/bench/README.md)
+	$(BIN)/python ops/bench/quantizer.py $(BENCH)
 
 clean: ## remove everything that was built
 	rm -rf build $(VENV) out runtime/_native*.so

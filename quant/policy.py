@@ -10,7 +10,7 @@ import enum
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quant.recipes import (
     F16,
@@ -139,6 +139,7 @@ class Overrides:
     tensor_types: tuple[
         tuple[str, int], ...
     ] = ()  # (regular expression, type), the first that is found in the name
+    exact: Mapping[str, int] = field(default_factory=dict)  # of the tensors named, before all else
 
     @classmethod
     def parse(
@@ -159,8 +160,23 @@ class Overrides:
             tensor_types=_parse_tensor_types(tensor_types),
         )
 
+    def is_fixed(self, name: str) -> bool:
+        """Say whether the type of this tensor is not the recipe's to choose."""
+        role = role_of(name)
+        return (
+            self.pure
+            or name in self.exact
+            or (role is Role.OUTPUT and self.output_type is not None)
+            or (
+                role is Role.TOKEN_EMBEDDING
+                and (self.embedding_type is not None or self.output_type is not None)
+            )
+            or (role in _ATTENTION and self.attention_type is not None)
+            or any(re.search(pattern, name) for pattern, _ in self.tensor_types)
+        )
+
     def describe(self) -> str:
-        """Return the options as one would write them, "" where there are none."""
+        """Return the options as one would write them, "" where there are none; what `exact` says is not among them."""
         options = ["pure"] if self.pure else []
         for name, type_id in (
             ("output", self.output_type),
@@ -310,6 +326,8 @@ class _Policy:
     def _override(self, name: str) -> int | None:
         """Return the type that the user fixed; such a tensor does not count in the recipe's rules."""
         fixed, role = self._overrides, role_of(name)
+        if name in fixed.exact:
+            return fixed.exact[name]
         found = None
         for pattern, type_id in reversed(self._patterns):
             if pattern.search(name):

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quant.allocation import PREFIX, Allocation, base_of
 from quant.auto import AUTO, choose_recipe
 from quant.checksums import InputHashes
 from quant.chunks import CHUNK_ELEMENTS, Chunk, TensorError, chunks_of, encode_chunk
@@ -25,7 +26,7 @@ from quant.manifest import UNKNOWN_HASH, InputFile, Manifest, placeholder, read_
 from quant.plan import QuantizePlan, TensorPlan, plan_quantization
 from quant.policy import NO_OVERRIDES, Overrides
 from quant.progress import Meter, Progress
-from quant.recipes import DEFAULT_RECIPE, find_recipe
+from quant.recipes import DEFAULT_RECIPE, Recipe, find_recipe
 from quant.served import check_served
 from quant.source import ModelSource, open_gguf
 from quant.writer import PartialFile, check_target, remove_leftovers
@@ -85,17 +86,21 @@ class Quantizer:
         adapters: Sequence[Adapter] = (),
         memory_bytes: int | None = None,
         importance: Importance | None = None,
+        allocation: Allocation | None = None,
     ) -> None:
         """Plan the job; `source` is a GGUF file (any shard of a split one) or a Hugging Face folder.
 
-        `importance` (quant.importance) says which columns' errors count more.  Recipe "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
+        `importance` (quant.importance) says which columns' errors count more; recipe "best-NAME"
+        takes its types from `allocation` (quant.allocation), measured before.  Recipe "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
 
         Raises UnsupportedRecipeError, RequestError (threads, source and output the same), ModelFormatError,
         UnsupportedModelError, OutputExistsError, CannotCreateError, OSError for an unreadable source.
         """
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise RequestError("threads", f"threads must be 1 to {MAX_THREADS}, not {threads}")
-        known = None if recipe.lower() == AUTO else find_recipe(recipe)
+        known = None if recipe.lower() == AUTO else _find_recipe(recipe, allocation)
+        if allocation is not None:
+            overrides = replace(overrides, exact={**allocation.types, **overrides.exact})
         self.output = Path(output)
         self.force = force
         self.threads = threads or usable_cores()
@@ -109,7 +114,8 @@ class Quantizer:
         inputs = [InputFile(path.name, path.stat().st_size) for path in self._inputs]
         self._importance = importance
         named = [overrides.describe(), *(one.describe() for one in adapters)]
-        options = " ".join(filter(None, [*named, importance.describe() if importance else ""]))
+        measured = [one.describe() for one in (importance, allocation) if one is not None]
+        options = " ".join(filter(None, [*named, *measured]))
         self._manifest = placeholder(inputs, chosen.name, options, len(self.source.tensors))
         self.plan: QuantizePlan = plan_quantization(
             self.source,
@@ -330,6 +336,20 @@ class _Work:
         """Return the byte of the file behind a tensor and its padding."""
         end = self._start + tensor.offset + tensor.target_bytes
         return end + -end % self._plan.alignment
+
+
+def _find_recipe(name: str, allocation: Allocation | None) -> Recipe:
+    """Return a recipe; one of the name best-NAME is NAME with other types."""
+    base = base_of(name)
+    if base is None:
+        return find_recipe(name)
+    if allocation is None or allocation.recipe != f"{PREFIX}{base.name}":
+        raise RequestError(
+            "recipe",
+            f"recipe: {name} needs a model that can be measured first: a GGUF file that quantd serves; of a folder make one "
+            "with --recipe F16 or BF16",
+        )
+    return replace(base, name=allocation.recipe)
 
 
 def _refuse_same_file(sources: tuple[Path, ...], output: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeAlias, cast
 
@@ -68,6 +68,16 @@ class ModelFile:
         if count == 1:
             return cls((file,))
         return cls(_open_split(path, file, count))
+
+    def with_tensors_of(self, other: ModelFile) -> ModelFile:
+        """Return this model with the tensors of `other` in place of, or beside, its own; metadata is this one's."""
+        joined = ModelFile(self.shards)
+        joined.shards = (*self.shards, *other.shards)
+        n_shards = len(self.shards)
+        joined.tensors |= {
+            name: replace(info, shard=info.shard + n_shards) for name, info in other.tensors.items()
+        }
+        return joined
 
     @property
     def path(self) -> Path:

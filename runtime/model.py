@@ -47,6 +47,8 @@ class LoadedModel:
         plan: MemoryPlan,
         settings: RuntimeSettings,
         program: Program,
+        pool: ThreadPool,
+        arena: Arena,
     ) -> None:
         self.file = file
         self.config = config
@@ -61,6 +63,8 @@ class LoadedModel:
         self.context_tokens = plan.session_context_tokens
         self.generates = config.generates  # False: an encoder, which gives embeddings
         self._program: Program | None = program
+        self._pool = pool
+        self._arena = arena
         self._embedding = threading.Lock()
 
     @property
@@ -85,6 +89,33 @@ class LoadedModel:
     def input_statistics(self) -> dict[str, tuple[np.ndarray[tuple[int], np.dtype[np.float64]], int]]:
         """Return (sum of squares of each column (n_in,), rows seen) for each matrix, since collect_inputs."""
         return self._running().input_statistics()
+
+    def with_tensors_of(self, other: ModelFile) -> LoadedModel:
+        """Return this model with the tensors of `other` in place of its own of these names; all else is shared.
+
+        Only one of the two may be used at a time: the KV arena is the same.  Raises what loading the weights raises.
+        """
+        file = self.file.with_tensors_of(other)
+        program = build_program(
+            build_graph(self.config),
+            self.config,
+            file,
+            pool=self._pool,
+            arena=self._arena,
+            max_rows=self.settings.max_step_rows,
+            context_tokens=self.plan.session_context_tokens,
+            level=self.level,
+        )
+        return LoadedModel(
+            file=file,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            plan=self.plan,
+            settings=self.settings,
+            program=program,
+            pool=self._pool,
+            arena=self._arena,
+        )
 
     def step(self, plan: StepPlan, logits: Float32Array | None = None) -> StepResult:
         """Compute one step; the raw logits go to `logits` (n_out, n_vocab) if given.
@@ -250,7 +281,14 @@ def load_model(
             f"{path}: the system refused the planned memory\n{plan.explanation}", plan
         ) from None
     return LoadedModel(
-        file=file, config=config, tokenizer=tokenizer, plan=plan, settings=settings, program=program
+        file=file,
+        config=config,
+        tokenizer=tokenizer,
+        plan=plan,
+        settings=settings,
+        program=program,
+        pool=pool,
+        arena=arena,
     )
 
 

@@ -2,54 +2,105 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from daemon.cli.compare import exceeds, measure_divergence, show
-from daemon.cli.perplexity import read_text
+from daemon.cli.scoring import read_text
+from quant.allocation import Allocation, allocate, base_of
 from quant.calibration_text import TEXT
 from quant.importance import Importance, collect, dataset_name, read_imatrix, write_imatrix
 from quant.perplexity import DEFAULT_CTX
+from quant.policy import Overrides
 from runtime.errors import RequestError
 
 BUILT_IN = "built-in"
 
 
-def importance_for(
-    source: Path,
-    *,
-    calibrate: str | None,
-    imatrix: Path | None,
-    save_imatrix: Path | None,
-    threads: int | None,
-) -> Importance | None:
-    """Return the importance that the options ask for, None without them.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The options as they were given."""
 
-    `calibrate` is BUILT_IN or the name of a text; it needs a GGUF source that the runtime serves.  Raises RequestError and
-    what quant.importance raises.
+    text: str | None  # --calibrate: BUILT_IN or the name of a file
+    imatrix: Path | None
+    save_imatrix: Path | None
+    threads: int | None
+    shows: bool  # False: for programs, nothing is told on the way
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of a model before it is quantized."""
+
+    importance: Importance | None = None
+    allocation: Allocation | None = None
+
+
+def measure(source: Path, recipe: str, overrides: Overrides, options: Calibration) -> Measured:
+    """Run a text through the model as the options and a recipe best-NAME ask for; it must be a GGUF file that quantd serves.
+
+    Raises RequestError and what quant.importance and quant.allocation raise.
     """
-    if calibrate is not None and imatrix is not None:
+    if options.text is not None and options.imatrix is not None:
         raise RequestError("imatrix", "imatrix: give --calibrate or --imatrix, not both")
-    if imatrix is not None:
-        return read_imatrix(imatrix)
-    if calibrate is None:
-        if save_imatrix is not None:
-            raise RequestError("save_imatrix", "save_imatrix: there is nothing to save without --calibrate")
-        return None
-    if source.is_dir():
+    base = base_of(recipe)
+    text = options.text or (BUILT_IN if base is not None and options.imatrix is None else None)
+    if options.save_imatrix is not None and text is None:
+        raise RequestError("save_imatrix", "save_imatrix: there is nothing to save without --calibrate")
+    if source.is_dir() and (text is not None or base is not None):
         raise RequestError(
-            "calibrate",
+            "recipe" if text is None else "calibrate",
             "calibrate: the source must be a GGUF file; convert the folder first with --recipe F16 or BF16, or give an "
             "--imatrix",
         )
-    text = TEXT if calibrate == BUILT_IN else read_text(Path(calibrate))
-    dataset = BUILT_IN if calibrate == BUILT_IN else dataset_name(calibrate)
-    importance = collect(source, text, dataset=dataset, threads=threads)
-    click.echo(f"calibrated on {importance.n_tokens:,} tokens of {dataset}", err=True)
-    if save_imatrix is not None:
-        write_imatrix(save_imatrix, importance)
-    return importance
+    words = TEXT if text in {None, BUILT_IN} else read_text(Path(text or ""))
+    importance = None
+    if options.imatrix is not None:
+        importance = read_imatrix(options.imatrix)
+    elif text is not None:
+        dataset = BUILT_IN if text == BUILT_IN else dataset_name(text)
+        importance = collect(source, words, dataset=dataset, threads=options.threads)
+        click.echo(f"calibrated on {importance.n_tokens:,} tokens of {dataset}", err=True)
+        if options.save_imatrix is not None:
+            write_imatrix(options.save_imatrix, importance)
+    if base is None:
+        return Measured(importance)
+    with _tensors_bar(shows=options.shows) as report:
+        allocation = allocate(
+            source,
+            base,
+            words,
+            overrides=overrides,
+            importance=importance,
+            threads=options.threads,
+            on_progress=report,
+        )
+    click.echo(
+        f"{allocation.recipe}: expected KL divergence on {allocation.n_tokens:,} tokens of the text "
+        f"{allocation.divergence:.5f}, with the types of {base.name} {allocation.divergence_of_recipe:.5f}",
+        err=True,
+    )
+    return Measured(importance, allocation)
+
+
+@contextlib.contextmanager
+def _tensors_bar(*, shows: bool) -> Iterator[Callable[[int, int], None]]:
+    """How far the measuring is: a bar on a terminal."""
+    if not (shows and sys.stderr.isatty()):
+        yield lambda _, __: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("tensors measured"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def verify_output(

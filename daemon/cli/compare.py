@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
-from daemon.cli.perplexity import read_text
+from daemon.cli.scoring import chunk_bar, loaded, read_text, text_options
 from quant.compare import Divergence, compare
-from quant.perplexity import DEFAULT_CTX, MIN_CTX
 from quant.sensitivity import picture, tensor_losses
 from runtime.gguf import ModelFile
-from runtime.memory import RuntimeSettings
-from runtime.model import load_model
 
 MAX_STEP_ROWS = 256
-
-Report = Callable[[Divergence, int], None]
 
 
 @click.command("compare")
 @click.argument("original", type=click.Path(path_type=Path))
 @click.argument("quantized", type=click.Path(path_type=Path))
-@click.option(
-    "--file", "text_path", required=True, type=click.Path(path_type=Path), help="The text, in UTF-8."
-)
-@click.option(
-    "--ctx", type=click.IntRange(MIN_CTX), default=DEFAULT_CTX, show_default=True, help="Tokens of a chunk."
-)
-@click.option(
-    "--chunks", type=click.IntRange(1), help="Compare only the first so many chunks [default: all]."
-)
-@click.option("--threads", type=click.IntRange(1, 256), help="Threads to use [default: the usable cores].")
+@text_options
 @click.option(
     "--max-increase",
     type=float,
@@ -89,15 +72,19 @@ def measure_divergence(
 ) -> Divergence:
     """Load both models and compare them, with a bar on a terminal."""
     step_rows = min(ctx, MAX_STEP_ROWS)
-    settings = RuntimeSettings(sessions=1, context_tokens=ctx, threads=threads, max_step_rows=step_rows)
-    with contextlib.ExitStack() as stack:
-        first, second = (load_model(path, settings) for path in (original, quantized))
-        stack.callback(first.close)
-        stack.callback(second.close)
-        with _reporter() as report:
-            return compare(
-                first, second, text, ctx=ctx, chunks=chunks, step_rows=step_rows, on_progress=report
-            )
+    with (
+        loaded(original, quantized, ctx=ctx, step_rows=step_rows, threads=threads) as (first, second),
+        chunk_bar() as bar,
+    ):
+        return compare(
+            first,
+            second,
+            text,
+            ctx=ctx,
+            chunks=chunks,
+            step_rows=step_rows,
+            on_progress=lambda so_far, total: bar(so_far.chunks, total, f"KL {so_far.kl_mean:.5f}"),
+        )
 
 
 def exceeds(result: Divergence, max_increase: float | None) -> bool:
@@ -136,28 +123,3 @@ def show(result: Divergence, max_increase: float | None, *, as_json: bool) -> No
     if max_increase is not None:
         verdict = "more than" if exceeds(result, max_increase) else "within"
         console.print(f"{verdict} the allowed increase of {max_increase:g} %", highlight=False)
-
-
-@contextlib.contextmanager
-def _reporter() -> Iterator[Report]:
-    """A bar with the divergence so far on a terminal, nothing else."""
-    if not sys.stderr.isatty():
-        yield lambda _, __: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("chunks"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("", total=None)
-
-        def report(result: Divergence, n_chunks: int) -> None:
-            bars.update(task, completed=result.chunks, total=n_chunks, description=f"KL {result.kl_mean:.5f}")
-
-        yield report

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from daemon.cli.calibration import BUILT_IN, importance_for, verify_output
+from daemon.cli.calibration import BUILT_IN, Calibration, measure, verify_output
 from daemon.cli.quantize_plan import mib, show_plan
 from daemon.errors import to_api_error
 from daemon.sizes import parse_size
@@ -29,11 +29,27 @@ from runtime.errors import RequestError
 Report = Callable[[Progress], None]
 
 
-@click.command("quantize")
+class _Command(click.Command):
+    """Takes `--calibrate SOURCE OUTPUT` for what it means: an option without its value before the arguments."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.MissingParameter:
+            if "--calibrate" not in args:
+                raise
+            at = args.index("--calibrate")
+            return super().parse_args(ctx, [*args[:at], f"--calibrate={BUILT_IN}", *args[at + 1 :]])
+
+
+@click.command("quantize", cls=_Command)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
-    "--recipe", default=DEFAULT_RECIPE, show_default=True, help=f"Mixture of types: {', '.join(RECIPES)}."
+    "--recipe",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    help=f"Mixture of types: {', '.join(RECIPES)}; best-NAME: the bytes of NAME where this model needs them.",
 )
 @click.option("--pure", is_flag=True, help="The recipe's main type for every matrix, without its exceptions.")
 @click.option(
@@ -144,7 +160,13 @@ def command(  # noqa: PLR0917 - one parameter an option
     the tensor where it was; on a finished OUTPUT it does nothing.  OUTPUT.manifest.json, and the file itself, say what it
     was made of: hashes of inputs and data, recipe, type and error of every tensor.
 
-    Which recipe: auto takes the best one that fits the memory.  Q4_K_M is the usual choice, Q5_K_M and Q6_K lose less and take more, Q8_0 is nearly the original.
+    A weight that is no finite number, or that is too large for its type, ends the work when its tensor is reached, by name and
+    place, and leaves nothing.
+
+    Which recipe: auto takes the best one that fits the memory.  Q4_K_M is the usual choice, Q5_K_M and Q6_K lose less and take
+    more, Q8_0 is nearly the original.  best-Q4_K_M has the size of Q4_K_M and other types: each tensor in turn is quantized
+    coarsely and the text of --calibrate, which should be of the kind that the model is for, shows what that does (minutes; an
+    hour for 7 B).
 
     \b
     Examples:
@@ -153,6 +175,7 @@ def command(  # noqa: PLR0917 - one parameter an option
       quantd quantize Qwen3-0.6B/ qwen.gguf --recipe auto --memory 1.5GiB --lora my-adapter/:0.8
       quantd quantize model-f16.gguf model.gguf --dry-run --tensor-type ffn_down=Q6_K
       quantd quantize model-f16.gguf model-q8.gguf --recipe Q8_0 --threads 4
+      quantd quantize model-f16.gguf model-q4.gguf --recipe best-Q4_K_M --calibrate=sample.txt
       quantd quantize model-f16.gguf model-q4.gguf --imatrix imatrix.gguf --verify sample.txt --max-increase 3
     """
     try:
@@ -164,6 +187,12 @@ def command(  # noqa: PLR0917 - one parameter an option
             tensor_types=tensor_types,
         )
         with _stop_signals() as cancel:
+            measured = measure(
+                source,
+                recipe,
+                overrides,
+                Calibration(calibrate, imatrix, save_imatrix, threads, shows=not (as_json or progress_json)),
+            )
             job = Quantizer(
                 source,
                 output,
@@ -174,9 +203,8 @@ def command(  # noqa: PLR0917 - one parameter an option
                 hash_inputs=not no_input_hashes,
                 adapters=[Adapter.parse(one) for one in adapters],
                 memory_bytes=_memory(memory, recipe),
-                importance=importance_for(
-                    source, calibrate=calibrate, imatrix=imatrix, save_imatrix=save_imatrix, threads=threads
-                ),
+                importance=measured.importance,
+                allocation=measured.allocation,
             )
             if job.choice is not None and not (as_json or progress_json):
                 click.echo(job.choice.explanation, err=True)

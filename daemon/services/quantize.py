@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncGenerator, Sequence
@@ -36,8 +37,14 @@ BUSY_RETRY_S = 10.0
 MAX_WAITING_JOBS = 8
 MAX_RULES = 64
 MAX_RULE_CHARS = 300
+MAX_CALIBRATION_BYTES = 256 << 10
 # Private memory of the child; it needs some 300 MB for a 7 B model, whose files it maps and reads in pieces.
 CHILD_MEMORY_BYTES = 2 << 30
+
+# What `quantd quantize --calibrate` calls the text that comes with it.
+BUILT_IN_TEXT = "built-in"
+# An absolute path of at least two parts; group 1 is the last one.
+_PATH = re.compile(r"(?<![\w.:/<])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 
 
 @dataclass(eq=False)
@@ -50,6 +57,7 @@ class _Job:
     output: Path
     label: str  # what clients call the output
     hidden: tuple[Path, ...]  # folders whose paths no message tells
+    names: dict[str, str] = field(default_factory=dict)  # path on this machine: how the client named it
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # its place changed, or it is to stop
     cancelled: bool = False
     child: asyncio.subprocess.Process | None = None
@@ -144,6 +152,7 @@ class QuantizeService:
 
     async def _run(self, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
         child = job.child = await _start(job.arguments)
+        text = asyncio.create_task(_say_text(child.stdin, job.request.calibration_text))
         log.info("quantize_started", request_id=job.id, source=job.request.source, output=job.output.name)
         done = False
         stderr = asyncio.create_task(_tail(child.stderr))
@@ -160,6 +169,7 @@ class QuantizeService:
                 raise ApiError("INTERNAL", "The quantization failed; the daemon's log has the cause.")
             done = True
         finally:
+            text.cancel()
             await asyncio.shield(asyncio.ensure_future(_end(child, stderr)))
             if not done:
                 _remove_partial(job.output)
@@ -173,9 +183,14 @@ class QuantizeService:
             name = output.name.removesuffix(SUFFIX)
             raise ApiError("OUTPUT_EXISTS", f"output: a job that makes {name!r} is queued", field="output")
         folders = tuple(path for path in (self._folder.path, self._folder.output) if path is not None)
-        label = output.name.removesuffix(SUFFIX)
         return _Job(
-            call.request_id, request, self._arguments(request, source, output), output, label, folders
+            call.request_id,
+            request,
+            self._arguments(request, source, output),
+            output,
+            output.name.removesuffix(SUFFIX),
+            folders,
+            {str(source): request.source, str(output): request.output},
         )
 
     def _find_source(self, name: str) -> Path:
@@ -190,7 +205,8 @@ class QuantizeService:
         if request.HasField("threads") and not 1 <= request.threads <= MAX_THREADS:
             raise invalid("threads", f"must be 1 to {MAX_THREADS}, not {request.threads}")
         recipe = request.recipe
-        if recipe and not (len(recipe) <= 32 and recipe.replace("_", "").isalnum() and recipe.isascii()):
+        plain = recipe.lower().removeprefix("best-").replace("_", "")
+        if recipe and not (len(recipe) <= 32 and plain.isalnum() and recipe.isascii()):
             raise invalid("recipe", "must be the name of a recipe, such as Q4_K_M")
         if request.HasField("memory_bytes") and request.memory_bytes <= 0:
             raise invalid("memory_bytes", f"must be above 0, not {request.memory_bytes}")
@@ -216,9 +232,26 @@ class QuantizeService:
         arguments += ["--pure"] if request.pure else []
         arguments += ["--no-input-hashes"] if request.no_input_hashes else []
         arguments += [f"--lora={self._adapter(adapter)}" for adapter in request.lora]
+        arguments += self._calibration(request)
         if any("\0" in argument for argument in arguments):
             raise invalid("tensor_types", "must not hold a NUL character")
         return arguments
+
+    def _calibration(self, request: rpc.QuantizeRequest) -> list[str]:
+        if len(request.calibration_text.encode()) > MAX_CALIBRATION_BYTES:
+            raise invalid("calibration_text", f"must be at most {MAX_CALIBRATION_BYTES} bytes")
+        if request.calibration_text and not (request.calibrate or request.recipe.lower().startswith("best-")):
+            raise invalid("calibration_text", "is only used with calibrate or a recipe best-NAME")
+        if request.imatrix:
+            if request.calibrate or request.calibration_text:
+                raise invalid("imatrix", "give calibrate or imatrix, not both")
+            found = self._folder.folder.find(request.imatrix)
+            if found is None:
+                raise not_found(request.imatrix, "imatrix")
+            return [f"--imatrix={found.path}"]
+        if request.calibration_text:
+            return ["--calibrate=/dev/stdin"]
+        return [f"--calibrate={BUILT_IN_TEXT}"] if request.calibrate else []
 
     def _adapter(self, adapter: rpc.LoraAdapter) -> str:
         folder = self._folder.find_folder(adapter.name, "adapter_config.json")
@@ -242,13 +275,22 @@ async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
     environment.pop("NOTIFY_SOCKET", None)  # the child has nothing to tell the service manager
     return await asyncio.create_subprocess_exec(
         *child_command(arguments),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,
         env=environment,
         start_new_session=True,  # Ctrl-C at the daemon's terminal is the daemon's to handle
     )
+
+
+async def _say_text(stdin: asyncio.StreamWriter | None, text: str) -> None:
+    """The calibration text, then the end; a child that does not read it is not waited for."""
+    assert stdin is not None
+    with contextlib.suppress(OSError):
+        stdin.write(text.encode())
+        await stdin.drain()
+    stdin.close()
 
 
 async def _events(child: asyncio.subprocess.Process, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
@@ -264,7 +306,7 @@ async def _events(child: asyncio.subprocess.Process, job: _Job) -> AsyncGenerato
         except (ValueError, TypeError, LookupError, AttributeError):
             continue  # not for us: a library's warning on stdout
         if kind == "error":
-            raise _refusal(facts["reason"], facts["message"], job.hidden)
+            raise _refusal(facts["reason"], facts["message"], job.names, job.hidden)
         if kind == "result":
             facts["output"] = job.label
         yield json_format.ParseDict({kind: facts}, rpc.QuantizeResponse(), ignore_unknown_fields=True)
@@ -306,9 +348,11 @@ def _remove_partial(output: Path) -> None:
                 left.unlink()
 
 
-def _refusal(reason: str, message: str, folders: Sequence[Path]) -> ApiError:
-    """The child's error as ours, without the host's paths."""
+def _refusal(reason: str, message: str, names: dict[str, str], folders: Sequence[Path] = ()) -> ApiError:
+    """The child's error as ours, without the host's paths: what the client named as it named it, of others the last part."""
     fields = {"INVALID_MODEL_FILE": "source", "UNSUPPORTED_MODEL": "source", "UNSUPPORTED_RECIPE": "recipe"}
+    for path, name in sorted(names.items(), key=lambda one: -len(one[0])):
+        message = message.replace(path, name)
     for folder in folders:
         message = message.replace(f"{folder}/", "")
-    return ApiError(reason, message, field=fields.get(reason, ""))
+    return ApiError(reason, _PATH.sub(r"\1", message), field=fields.get(reason, ""))

@@ -243,6 +243,47 @@ async def test_every_option_reaches_the_child(world, child):
     ]  # fmt: skip
 
 
+async def test_calibration_reaches_the_child(world, child):
+    child(
+        "import json; print(json.dumps(dict(event='result', data_sha256=f\"{' '.join(sys.argv[5:])} {len(sys.stdin.read())}\")))"
+    )
+
+    async def given(**changes) -> str:
+        return [event async for event in world.quantize.Quantize(request(**changes))][-1].result.data_sha256
+
+    assert await given(calibrate=True) == "--calibrate=built-in 0"
+    text = "words " * 40000
+    assert await given(recipe="best-Q4_K_M", calibration_text=text) == "--calibrate=/dev/stdin 240000"
+    assert await given(imatrix="tiny") == f"--imatrix={world.folder}/tiny.gguf 0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"calibrate": True, "calibration_text": "x" * 262145}, "calibration_text"),
+        ({"calibration_text": "without calibrate"}, "calibration_text"),
+        ({"imatrix": "tiny", "calibrate": True}, "imatrix"),
+        ({"imatrix": "../tiny"}, "imatrix"),
+        ({"imatrix": "absent"}, "imatrix"),
+        ({"recipe": "best-"}, "recipe"),
+        ({"recipe": "best---pure"}, "recipe"),
+    ],
+)
+async def test_bad_calibration_is_refused(world, child, changes, field):
+    child("sys.exit(3)")
+    assert (await refusal(world.quantize.Quantize(request(**changes)))).field == field
+
+
+def test_no_path_of_the_host_is_told():
+    names = {"/data/store/blobs/sha256-12ab": "llama:1b", "/data/models/out.gguf": "out"}
+    told = quantize._refusal(
+        "UNSUPPORTED_MODEL",
+        "/data/store/blobs/sha256-12ab is bad: /data/store/blobs/sha256-77, '/srv/x/y.gguf' (/data/models/out.gguf); 3/4 of it",
+        names,
+    )
+    assert told.message == "llama:1b is bad: sha256-77, 'y.gguf' (out); 3/4 of it"
+
+
 @pytest.mark.parametrize("what", ["a link", "a pipe", "a link to a folder"])
 async def test_folders_with_links_or_devices_are_refused(world, child, what):
     child("open(sys.argv[3], 'w').close()")

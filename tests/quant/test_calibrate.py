@@ -54,6 +54,21 @@ def test_imatrix_file_gives_the_same_bytes_on_any_number_of_threads(imatrix, tmp
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_calibrate_without_a_text_takes_no_argument(tmp_path, capsys, place):
+    output = tmp_path / "out.gguf"
+    files = [str(DEMO), str(output)]
+    arguments = ["--calibrate", *files] if place == "first" else [*files, "--calibrate"]
+    assert run(["quantize", "--threads", "2", *arguments]) == 0
+    assert "of built-in" in capsys.readouterr().err
+    assert output.is_file()
+
+
+def test_calibrate_does_not_hide_a_missing_output(capsys):
+    assert run(["quantize", "--calibrate", str(DEMO)]) == 64
+    assert "OUTPUT" in capsys.readouterr().err
+
+
 def test_refusals(imatrix, tmp_path, capsys):
     output = str(tmp_path / "out.gguf")
     both = ["--calibrate", str(imatrix / "text.txt"), "--imatrix", str(imatrix / "imatrix.gguf")]

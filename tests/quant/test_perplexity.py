@@ -17,6 +17,8 @@ from runtime.memory import RuntimeSettings
 from runtime.model import LoadedModel, load_model
 from runtime.step_plan import Outcome, StepPlan, StepResult
 
+DEMO = Path(__file__).resolve().parents[2] / "ops/demo/quantd-demo-f16.gguf"
+
 BOS = 1
 
 
@@ -155,6 +157,28 @@ def test_agrees_with_llama_perplexity(shared_dir, name):
     assert result.chunks == 24
     assert result.perplexity == pytest.approx(reference["perplexity"], rel=REFERENCES[name])
     assert result.stderr == pytest.approx(reference["stderr"], rel=0.01)
+
+
+# llama-perplexity -m FILE -f ops/demo/heldout.txt -c 512 --chunks 8, its fourth number; llama.cpp of llama-cpp-python 0.3.36.
+# The second is of the Q4_K_M file that `quantd quantize` makes of the first: when its bytes change, it is to be measured anew.
+LLAMA_PERPLEXITY = {"F16": 715.9194, "Q4_K_M": 774.2029}
+Q4_K_M_DATA = "39d9a1c59d8c188a6f107b361cf17e22b052864549226f55d0f1e43ad2b43f08"
+
+
+@pytest.mark.parametrize("recipe", LLAMA_PERPLEXITY)
+def test_is_that_of_llama_perplexity(tmp_path, recipe):
+    path = DEMO
+    if recipe != "F16":
+        path = tmp_path / "q4.gguf"
+        assert Quantizer(DEMO, path, recipe).run().data_sha256 == Q4_K_M_DATA
+    model = load(path)
+    try:
+        result = measure(
+            model, (DEMO.parent / "heldout.txt").read_text(encoding="utf-8"), chunks=4, step_rows=512
+        )
+    finally:
+        model.close()
+    assert result.perplexity == pytest.approx(LLAMA_PERPLEXITY[recipe], rel=0.002)
 
 
 @pytest.mark.parametrize(("recipe", "limit"), [("Q8_0", 0.003), ("Q5_K_S", 0.01), ("Q4_K_M", 0.02)])

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n quantd/v1/quantize_service.proto\x12\tquantd.v1\"\xb7\x02\n\x0fQuantizeRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x14\n\x07threads\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04pure\x18\x14 \x01(\x08\x12\x13\n\x0boutput_type\x18\x15 \x01(\t\x12\x16\n\x0e\x65mbedding_type\x18\x16 \x01(\t\x12\x16\n\x0e\x61ttention_type\x18\x17 \x01(\t\x12\x14\n\x0ctensor_types\x18\x18 \x03(\t\x12$\n\x04lora\x18\x19 \x03(\x0b\x32\x16.quantd.v1.LoraAdapter\x12\x19\n\x0cmemory_bytes\x18\x1a \x01(\x03H\x01\x88\x01\x01\x12\x17\n\x0fno_input_hashes\x18\x1b \x01(\x08\x42\n\n\x08_threadsB\x0f\n\r_memory_bytes\"9\n\x0bLoraAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"4\n\x0eQuantizeQueued\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\njobs_ahead\x18\x02 \x01(\x05\"\x9c\x01\n\x10QuantizeProgress\x12\x14\n\x0ctensors_done\x18\x01 \x01(\x05\x12\x15\n\rtensors_total\x18\x02 \x01(\x05\x12\x12\n\nbytes_done\x18\x03 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x03\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x01\x12\r\n\x05\x65ta_s\x18\x06 \x01(\x01\x12\x0e\n\x06tensor\x18\x07 \x01(\t\"\xb4\x01\n\x0eQuantizeResult\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x62its_per_weight\x18\x05 \x01(\x01\x12\x0e\n\x06recipe\x18\x14 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x15 \x01(\t\x12\x17\n\x0fresumed_tensors\x18\x16 \x01(\x05\"\xa6\x01\n\x10QuantizeResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgressH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.quantd.v1.QuantizeResultH\x00\x12+\n\x06queued\x18\x14 \x01(\x0b\x32\x19.quantd.v1.QuantizeQueuedH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fListJobsRequest\"8\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.quantd.v1.QuantizeJob\"\x8d\x01\n\x0bQuantizeJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12-\n\x08progress\x18\x06 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgress\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x43\x61ncelJobResponse2\xe5\x01\n\x0fQuantizeService\x12\x45\n\x08Quantize\x12\x1a.quantd.v1.QuantizeRequest\x1a\x1b.quantd.v1.QuantizeResponse0\x01\x12\x43\n\x08ListJobs\x12\x1a.quantd.v1.ListJobsRequest\x1a\x1b.quantd.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.quantd.v1.CancelJobRequest\x1a\x1c.quantd.v1.CancelJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n quantd/v1/quantize_service.proto\x12\tquantd.v1\"\xf5\x02\n\x0fQuantizeRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x14\n\x07threads\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04pure\x18\x14 \x01(\x08\x12\x13\n\x0boutput_type\x18\x15 \x01(\t\x12\x16\n\x0e\x65mbedding_type\x18\x16 \x01(\t\x12\x16\n\x0e\x61ttention_type\x18\x17 \x01(\t\x12\x14\n\x0ctensor_types\x18\x18 \x03(\t\x12$\n\x04lora\x18\x19 \x03(\x0b\x32\x16.quantd.v1.LoraAdapter\x12\x19\n\x0cmemory_bytes\x18\x1a \x01(\x03H\x01\x88\x01\x01\x12\x17\n\x0fno_input_hashes\x18\x1b \x01(\x08\x12\x11\n\tcalibrate\x18\x1c \x01(\x08\x12\x18\n\x10\x63\x61libration_text\x18\x1d \x01(\t\x12\x0f\n\x07imatrix\x18\x1e \x01(\tB\n\n\x08_threadsB\x0f\n\r_memory_bytes\"9\n\x0bLoraAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"4\n\x0eQuantizeQueued\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\njobs_ahead\x18\x02 \x01(\x05\"\x9c\x01\n\x10QuantizeProgress\x12\x14\n\x0ctensors_done\x18\x01 \x01(\x05\x12\x15\n\rtensors_total\x18\x02 \x01(\x05\x12\x12\n\nbytes_done\x18\x03 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x03\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x01\x12\r\n\x05\x65ta_s\x18\x06 \x01(\x01\x12\x0e\n\x06tensor\x18\x07 \x01(\t\"\xb4\x01\n\x0eQuantizeResult\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x62its_per_weight\x18\x05 \x01(\x01\x12\x0e\n\x06recipe\x18\x14 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x15 \x01(\t\x12\x17\n\x0fresumed_tensors\x18\x16 \x01(\x05\"\xa6\x01\n\x10QuantizeResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgressH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.quantd.v1.QuantizeResultH\x00\x12+\n\x06queued\x18\x14 \x01(\x0b\x32\x19.quantd.v1.QuantizeQueuedH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fListJobsRequest\"8\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.quantd.v1.QuantizeJob\"\x8d\x01\n\x0bQuantizeJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12-\n\x08progress\x18\x06 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgress\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x43\x61ncelJobResponse2\xe5\x01\n\x0fQuantizeService\x12\x45\n\x08Quantize\x12\x1a.quantd.v1.QuantizeRequest\x1a\x1b.quantd.v1.QuantizeResponse0\x01\x12\x43\n\x08ListJobs\x12\x1a.quantd.v1.ListJobsRequest\x1a\x1b.quantd.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.quantd.v1.CancelJobRequest\x1a\x1c.quantd.v1.CancelJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quantd.v1.quantize_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_QUANTIZEREQUEST']._serialized_start=48
-  _globals['_QUANTIZEREQUEST']._serialized_end=359
-  _globals['_LORAADAPTER']._serialized_start=361
-  _globals['_LORAADAPTER']._serialized_end=418
-  _globals['_QUANTIZEQUEUED']._serialized_start=420
-  _globals['_QUANTIZEQUEUED']._serialized_end=472
-  _globals['_QUANTIZEPROGRESS']._serialized_start=475
-  _globals['_QUANTIZEPROGRESS']._serialized_end=631
-  _globals['_QUANTIZERESULT']._serialized_start=634
-  _globals['_QUANTIZERESULT']._serialized_end=814
-  _globals['_QUANTIZERESPONSE']._serialized_start=817
-  _globals['_QUANTIZERESPONSE']._serialized_end=983
-  _globals['_LISTJOBSREQUEST']._serialized_start=985
-  _globals['_LISTJOBSREQUEST']._serialized_end=1002
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1004
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1060
-  _globals['_QUANTIZEJOB']._serialized_start=1063
-  _globals['_QUANTIZEJOB']._serialized_end=1204
-  _globals['_CANCELJOBREQUEST']._serialized_start=1206
-  _globals['_CANCELJOBREQUEST']._serialized_end=1240
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1242
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1261
-  _globals['_QUANTIZESERVICE']._serialized_start=1264
-  _globals['_QUANTIZESERVICE']._serialized_end=1493
+  _globals['_QUANTIZEREQUEST']._serialized_end=421
+  _globals['_LORAADAPTER']._serialized_start=423
+  _globals['_LORAADAPTER']._serialized_end=480
+  _globals['_QUANTIZEQUEUED']._serialized_start=482
+  _globals['_QUANTIZEQUEUED']._serialized_end=534
+  _globals['_QUANTIZEPROGRESS']._serialized_start=537
+  _globals['_QUANTIZEPROGRESS']._serialized_end=693
+  _globals['_QUANTIZERESULT']._serialized_start=696
+  _globals['_QUANTIZERESULT']._serialized_end=876
+  _globals['_QUANTIZERESPONSE']._serialized_start=879
+  _globals['_QUANTIZERESPONSE']._serialized_end=1045
+  _globals['_LISTJOBSREQUEST']._serialized_start=1047
+  _globals['_LISTJOBSREQUEST']._serialized_end=1064
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1066
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1122
+  _globals['_QUANTIZEJOB']._serialized_start=1125
+  _globals['_QUANTIZEJOB']._serialized_end=1266
+  _globals['_CANCELJOBREQUEST']._serialized_start=1268
+  _globals['_CANCELJOBREQUEST']._serialized_end=1302
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1304
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1323
+  _globals['_QUANTIZESERVICE']._serialized_start=1326
+  _globals['_QUANTIZESERVICE']._serialized_end=1555
 # @@protoc_insertion_point(module_scope)

@@ -36,6 +36,9 @@ class QuantizeRequest(_message.Message):
     LORA_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     NO_INPUT_HASHES_FIELD_NUMBER: _builtins.int
+    CALIBRATE_FIELD_NUMBER: _builtins.int
+    CALIBRATION_TEXT_FIELD_NUMBER: _builtins.int
+    IMATRIX_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Name of the source in the model folder: a GGUF file in F32, F16, BF16 or Q8_0, or a Hugging Face folder
     (config.json, safetensors, tokenizer). Names only: no paths, no links.
@@ -43,7 +46,9 @@ class QuantizeRequest(_message.Message):
     output: _builtins.str
     """Name of the result in the same folder; must not exist."""
     recipe: _builtins.str
-    """Recipe, such as "Q4_K_M", or "auto": the best one that fits memory_bytes. Empty: Q4_K_M."""
+    """Recipe, such as "Q4_K_M"; "best-Q4_K_M": its bytes where measuring says that this model needs them; "auto": the best
+    one that fits memory_bytes. Empty: Q4_K_M.
+    """
     threads: _builtins.int
     """Threads to use, 1 to 256. Unset: all cores."""
     pure: _builtins.bool
@@ -58,6 +63,14 @@ class QuantizeRequest(_message.Message):
     """With recipe "auto": bytes of memory in which the result must be servable, above 0. Unset: what is free now."""
     no_input_hashes: _builtins.bool
     """Do not hash the inputs: saves a second read of them, but published checksums are not compared. Default: false."""
+    calibrate: _builtins.bool
+    """Weigh errors by what each column is multiplied with while a text runs through the source, a GGUF file that quantd serves.
+    A recipe "best-NAME" always does. Default: false.
+    """
+    calibration_text: _builtins.str
+    """The text of calibrate, at most 262144 bytes of UTF-8. Empty: a short one that comes with quantd."""
+    imatrix: _builtins.str
+    """Name of an imatrix file of llama.cpp (GGUF) in the model folder, instead of calibrate. Empty: none."""
     @_builtins.property
     def tensor_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """REGEX=TYPE for tensors in whose name REGEX is found, at most 64 of at most 256 characters; the first that fits decides."""
@@ -81,10 +94,13 @@ class QuantizeRequest(_message.Message):
         lora: _abc.Iterable[Global___LoraAdapter] | None = ...,
         memory_bytes: _builtins.int | None = ...,
         no_input_hashes: _builtins.bool = ...,
+        calibrate: _builtins.bool = ...,
+        calibration_text: _builtins.str = ...,
+        imatrix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "memory_bytes", b"memory_bytes", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "attention_type", b"attention_type", "embedding_type", b"embedding_type", "lora", b"lora", "memory_bytes", b"memory_bytes", "no_input_hashes", b"no_input_hashes", "output", b"output", "output_type", b"output_type", "pure", b"pure", "recipe", b"recipe", "source", b"source", "tensor_types", b"tensor_types", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "attention_type", b"attention_type", "calibrate", b"calibrate", "calibration_text", b"calibration_text", "embedding_type", b"embedding_type", "imatrix", b"imatrix", "lora", b"lora", "memory_bytes", b"memory_bytes", "no_input_hashes", b"no_input_hashes", "output", b"output", "output_type", b"output_type", "pure", b"pure", "recipe", b"recipe", "source", b"source", "tensor_types", b"tensor_types", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
