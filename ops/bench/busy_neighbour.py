@@ -1,23 +1,31 @@
 """Decode speed while another process keeps one core busy, as a share of the undisturbed speed.
 
     python ops/bench/busy_neighbour.py MODEL.gguf --rounds 5 --generate 64
+    python ops/bench/busy_neighbour.py MODEL.gguf --threads 1 --quantize SOURCE.gguf
 
 Quiet and disturbed stretches of one decoding session take turns, so that a noisy minute hits both.  The neighbour is a
-plain loop at normal priority that the system may put on any core.  Also printed: the CPU time that the idle process
+plain loop at normal priority that the system may put on any core; with --quantize it is a job of the QuantizeService: the
+same child process, at idle priority, on all cores.  Also printed: the CPU time that the idle process
 uses after the last step, which must be nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from daemon.services.quantize import child_command
 from runtime.memory import RuntimeSettings
 from runtime.model import LoadedModel, load_model
 from runtime.step_plan import StepPlan
@@ -29,6 +37,34 @@ def spin() -> None:
     """Keeps one core busy until it is killed."""
     while True:
         pass
+
+
+@contextlib.contextmanager
+def busy_loop() -> Iterator[None]:
+    """A process that keeps one core busy."""
+    neighbour = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
+    neighbour.start()
+    time.sleep(1.0)  # its interpreter has started by then
+    yield
+    neighbour.kill()
+    neighbour.join()
+
+
+@contextlib.contextmanager
+def quantization(source: str) -> Iterator[None]:
+    """A quantization as the service runs it; it must still be at work at the end."""
+    with tempfile.TemporaryDirectory(dir=Path(source).parent) as folder:
+        arguments = ["quantize", source, f"{folder}/out.gguf", "--recipe=Q4_K_M"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        job = subprocess.Popen(child_command(arguments), stdout=subprocess.DEVNULL, env=environment)
+        time.sleep(3.0)  # it encodes by then
+        try:
+            yield
+            if job.poll() is not None:
+                sys.exit("the quantization ended too early: use a larger source, or --generate less")
+        finally:
+            job.kill()
+            job.wait()
 
 
 class Session:
@@ -77,6 +113,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--generate", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--quantize", metavar="SOURCE", help="a quantization of this file is the neighbour, beside it"
+    )
     arguments = parser.parse_args()
     tokens = 2 * arguments.rounds * arguments.generate + arguments.generate
     model = load_model(
@@ -87,12 +126,8 @@ def main() -> int:
     rates: dict[str, list[float]] = {"quiet": [], "busy": []}
     for _ in range(arguments.rounds):
         rates["quiet"].append(session.decode(arguments.generate))
-        neighbour = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
-        neighbour.start()
-        time.sleep(1.0)  # its interpreter has started by then
-        rates["busy"].append(session.decode(arguments.generate))
-        neighbour.kill()
-        neighbour.join()
+        with quantization(arguments.quantize) if arguments.quantize else busy_loop():
+            rates["busy"].append(session.decode(arguments.generate))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():
         print(f"{name:6} {medians[name]:8.2f} tokens/s ({min(values):.2f} to {max(values):.2f})")
