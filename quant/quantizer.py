@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ __all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
 
 FLUSH_BYTES = 64 << 20  # written bytes that may wait for the disk
 MAX_THREADS = 256
+MAX_WORKERS = 4  # chunks that are encoded at the same time, each by its share of the threads
 _REREAD_BYTES = 4 << 20
 
 
@@ -234,7 +236,7 @@ class Quantizer:
 
 
 class _Work:
-    """The tensors on their way: one chunk is read, one encoded and one written at any time."""
+    """The tensors on their way: a few chunks are read and encoded, and one is written, at any time."""
 
     def __init__(  # noqa: PLR0917 - what a run consists of
         self,
@@ -281,40 +283,52 @@ class _Work:
         return len(believed)
 
     def write(self, cancel: threading.Event) -> None:
-        """Encode chunk after chunk while the next one is read and the one before is written."""
+        """Encode several chunks at once, one behind another in the file, while those before are written.
+
+        A chunk belongs to one worker from the read to the blocks: nobody waits for the slowest thread of a chunk.
+        """
+        n_workers = min(self._threads, MAX_WORKERS)
+        threads = self._threads // n_workers
+        turns = threading.Semaphore(n_workers)
         chunks = self._chunks()
         self._partial.write(self._plan.header, 0)
         with (
-            ThreadPoolExecutor(1, "quantize-read") as reading,
+            ThreadPoolExecutor(
+                n_workers + 1, "quantize-encode"
+            ) as encoding,  # one more: it waits for the disk
             ThreadPoolExecutor(1, "quantize-write") as writing,
         ):
-            current = next(chunks, None)
-            read = self._start_read(reading, current)
+            under_way: deque[tuple[Chunk, Future[tuple[Bytes, Bytes]]]] = deque()
             write: Future[None] | None = None
-            while current is not None and read is not None:
-                data = read.result()
-                following = next(chunks, None)
-                read = self._start_read(reading, following)
-                if cancel.is_set():
-                    raise QuantizeCancelledError("the quantization was cancelled; no file was left")
-                self._hashes.check()
-                encoded = encode_chunk(current, data, self._threads, self._importance)
+            try:
+                while True:
+                    while len(under_way) <= n_workers and (chunk := next(chunks, None)) is not None:
+                        under_way.append((chunk, encoding.submit(self._encode, chunk, threads, turns)))
+                    if not under_way:
+                        break
+                    chunk, future = under_way.popleft()
+                    data, encoded = future.result()
+                    if cancel.is_set():
+                        raise QuantizeCancelledError("the quantization was cancelled; no file was left")
+                    self._hashes.check()
+                    if write is not None:
+                        write.result()
+                    write = writing.submit(self._finish, chunk, data, encoded)
+                    self._meter.advance(chunk.source_bytes, chunk.tensor.name, is_last=chunk.is_last)
                 if write is not None:
                     write.result()
-                write = writing.submit(self._finish, current, data, encoded)
-                self._meter.advance(current.source_bytes, current.tensor.name, is_last=current.is_last)
-                current = following
-            if write is not None:
-                write.result()
+            finally:
+                encoding.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(self, chunk: Chunk, threads: int, turns: threading.Semaphore) -> tuple[Bytes, Bytes]:
+        """Read a chunk and, when it is its turn to compute, encode it; returns its bytes and those of its blocks."""
+        data = chunk.tensor.source.read(self._files, chunk.first, chunk.n_elements)
+        with turns:
+            return data, encode_chunk(chunk, data, threads, self._importance)
 
     def _chunks(self) -> Iterator[Chunk]:
         for tensor in self._todo:
             yield from chunks_of(tensor, CHUNK_ELEMENTS)
-
-    def _start_read(self, pool: ThreadPoolExecutor, chunk: Chunk | None) -> Future[Bytes] | None:
-        if chunk is None:
-            return None
-        return pool.submit(chunk.tensor.source.read, self._files, chunk.first, chunk.n_elements)
 
     def _finish(self, chunk: Chunk, data: Bytes, encoded: Bytes) -> None:
         """Write a chunk; in the writing thread, in the order of the file."""
