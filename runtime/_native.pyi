@@ -162,6 +162,65 @@ def quantize_rows(
     the type's range, with out unspecified, else None.  ValueError for wrong sizes, types or level.
     """
 
+# --- Tokenizers (bind_tokenizer.cpp) ------------------------------------------------------------------------------
+# Texts are UTF-8 bytes (ValueError if not), ids are 0 to n_tokens - 1 (IndexError if not).
+
+class Tokenizer:
+    """Text to tokens and back, from a file's metadata; for any thread.  See native/tokenizer/tokenizer.h."""
+
+    def __init__(
+        self,
+        file: GgufFile,
+        *,
+        kind: str,
+        byte_level: bool = False,
+        ignore_merges: bool = False,
+        space_prefix: bool = False,
+        squeeze_spaces: bool = False,
+        unk_id: int = -1,
+        patterns: list[str] = ...,
+    ) -> None:
+        """kind is "bpe", "sentencepiece", "unigram" or "word_piece"; ModelFormatError names the key."""
+
+    def encode(
+        self, text: bytes, *, specials: str = "none", prefix: bool = True, mark: bytes = b""
+    ) -> list[int]:
+        """Return token ids, computed without the GIL; specials to find: "none", "user_defined" or "all"."""
+
+    def find_specials(self, text: bytes, *, specials: str, mark: bytes = b"") -> list[tuple[int, int, int]]:
+        """Return (begin, end, id) of each special token, offsets in bytes."""
+
+    def break_special(self, text: bytes, mark: bytes) -> bytes:
+        """Put the mark before every place where the text of a control token begins."""
+
+    def token_bytes(self, id: int) -> bytes:  # noqa: A002
+        """Return the bytes that a token adds to a text."""
+
+    def token_text(self, id: int) -> bytes:  # noqa: A002
+        """Return the token as the file has it."""
+
+    def find_text(self, text: bytes) -> int:
+        """Return the first token that the file has as `text`, -1 if none is."""
+
+    def special_ids(self) -> list[int]:
+        """Return the control and user-defined tokens."""
+
+    def all_token_bytes(self) -> list[bytes]: ...
+    def types(self) -> bytes:
+        """Return (n_tokens,) GGUF token types."""
+
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def num_byte_tokens(self) -> int:
+        """Bytes that have a token of their own; 256: every text can be written."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+def split_words(patterns: list[str], text: bytes) -> list[int]:
+    """Return the ends, in bytes, of the words into which regexes cut a text, one after the other."""
+
 # --- The step executor (bind_program.cpp) -----------------------------------------------------------------------
 
 Int32: TypeAlias = NDArray[np.int32]

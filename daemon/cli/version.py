@@ -31,7 +31,7 @@ def command(as_json: bool) -> None:
         "levels": kernel_levels(),
         **{
             name: _installed(name)
-            for name in ("grpcio", "protobuf", "numpy", "tokenizers", "fastapi", "uvicorn")
+            for name in ("grpcio", "protobuf", "numpy", "llguidance", "fastapi", "uvicorn")
         },
     }
     if as_json:

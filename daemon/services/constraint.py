@@ -102,12 +102,7 @@ class ModelTexts:
 
     def __init__(self, model: Any) -> None:
         self._tokenizer = model.tokenizer
-        vocabulary = self._tokenizer.vocabulary
-        self.ids = {
-            text: i
-            for i, text in enumerate(vocabulary.tokens)
-            if text[:1] in "<[" and self._tokenizer.is_control(i)
-        }
+        self.ids = {text: i for text, i in self._tokenizer.control_tokens.items() if text[:1] in "<["}
         self._compiler = GrammarCompiler(self._tokenizer, model.config.n_vocab)
 
     def controls(self, *texts: str) -> dict[str, int]:

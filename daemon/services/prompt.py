@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,12 +104,18 @@ _FIM_TOKENS = (
     ("<PRE>", "<SUF>", "<MID>"),
     ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),
     ("[PREFIX]", "[SUFFIX]", "[MIDDLE]"),
+    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
+    ("<|prefix|>", "<|suffix|>", "<|middle|>"),
 )
 
 
 def fim_ids(served: Served) -> tuple[int, int, int]:
     """The model's tokens for filling in a gap: before, after, in between; INVALID_ARGUMENT where it has none."""
-    tokens: list[str] = served.model.tokenizer.vocabulary.tokens
+    vocabulary = served.model.tokenizer.vocabulary
+    named: tuple[int, int, int] | None = vocabulary.fim_ids
+    if named is not None:
+        return named
+    tokens: Sequence[str] = vocabulary.tokens
     for names in _FIM_TOKENS:
         if names[0] in tokens and names[1] in tokens and names[2] in tokens:
             return tokens.index(names[0]), tokens.index(names[1]), tokens.index(names[2])

@@ -20,6 +20,7 @@ _SPELLINGS = (
     ("(?i:[sdmt]|ll|ve|re)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
     ("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
     ("[\\r\\n/]", "[\\r\\n\\/]"),
+    (r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+", r"\p{L}(?:[\p{L}\p{M}]| \p{L})*+"),
 )
 
 
@@ -85,7 +86,11 @@ def identify_pre_tokenizer(files: TokenizerFiles, *, ignore_merges: bool) -> str
     Raises UnsupportedModelError that shows them for a pre-tokenizer that is not known.
     """
     regexes = tuple(map(_spelled, _regexes(files, files.tokenizer.get("pre_tokenizer"))))
-    names = [name for name, pre in PRE_TOKENIZERS.items() if tuple(map(_spelled, pre.regexes)) == regexes]
+    names = [
+        name
+        for name, pre in PRE_TOKENIZERS.items()
+        if pre.byte_level and tuple(map(_spelled, pre.regexes)) == regexes
+    ]
     names.sort(key=lambda name: (PRE_TOKENIZERS[name].ignore_merges != ignore_merges, _rank(name)))
     if not names:
         shown = " then ".join(regexes) or "none"

@@ -160,15 +160,17 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        ids = range(tokenizer.n_vocab)
+        self.tokens = tokenizer.all_token_bytes()
         ends = sorted(tokenizer.eog_ids) or [tokenizer.n_vocab - 1]
         self.eos_token_id = ends[0]
         self.bos_token_id = tokenizer.bos_id
-        silent = [i for i in ids if not tokenizer.token_bytes(i)]
+        self.special_token_ids = []
         # Tokens without bytes are control tokens: a grammar names them, text never makes them.
-        texts = {i: tokenizer.vocabulary.tokens[i].encode("utf-8", "surrogateescape") for i in silent}
-        self.special_token_ids = [i for i in silent if texts[i]]
-        self.tokens = [texts.get(i, b"") or tokenizer.token_bytes(i) for i in ids]
+        for i, data in enumerate(self.tokens):
+            if not data:
+                self.tokens[i] = tokenizer.vocabulary.tokens[i].encode("utf-8", "surrogateescape")
+                if self.tokens[i]:
+                    self.special_token_ids.append(i)
 
     def __call__(self, text: bytes | str) -> list[int]:
         if isinstance(text, bytes):

@@ -1,7 +1,8 @@
 """How byte-level BPE vocabularies cut text into words before merging, by `tokenizer.ggml.pre`.
 
 Each family is a sequence of regexes; every one cuts the pieces that the one before left.  They are the regexes of the
-models' own published tokenizers.  `POSIX`-like classes are written as Unicode properties (Oniguruma syntax).
+models' own published tokenizers, in Oniguruma's syntax, of which runtime/native/tokenizer/pattern.h names the part that is
+read; three that group digits from the right are known there as a whole.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ _BLOOM = (" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+",)
 _VIKING = (*_BLOOM, r"\p{N}")
 _CHAMELEON = (
     "<sentinel:[0-9]+>",
-    "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
-    r"([\t\n]|    |  )",
+    "IMGIMG[A-I]{1,4}Z",
+    r"[\t\n]|    |  ",
     r"\p{N}",
     r"[\p{P}!-/:-@\[-`{-~]",
     *_GPT2,
@@ -65,7 +66,7 @@ _UFAKZEKA = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _TAIL,)
 _LAGUNA = (r"[^\n]+|[\n]+", *_QWEN2)
 _EXAONE_MOE = (
     _CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}(?:[\p{L}\p{M}]| \p{L})*+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
     + r"|\s+(?!\S)|\s+",
 )
 _MINICPM5 = (r"\p{N}{1,3}", _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+|" + _TAIL)
@@ -123,20 +124,36 @@ _YOUTU_WORDS = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}|" + _TAIL_SLASH
 )
 _YOUTU = (_YOUTU_SCRIPTS, _YOUTU_WORDS)
+# Digits in threes from the right: 12345 is 12 and 345.
+_TINY_AYA = (r"\d{1,3}(?=(?:\d{3})*\b)", *_GPT4O)
+_SUPERBPE = (r"\p{N}+", r"(?=(\d{3})+(?!\d))")
+_AFMOE = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    (
+        "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
+        "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
+    ),
+    _DEEPSEEK3_WORDS,
+)
+_LINES = (r"[^\n]+|[\n]+",)
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Regexes in order; `ignore_merges`: a word that is a token is taken whole; `add_bos`: the family's default."""
+    """Regexes in order; `ignore_merges`: a word that is a token is taken whole; `add_bos`: the family's default.
+
+    `byte_level` False: tokens are raw UTF-8 in which U+2581 stands for a space, and bytes have tokens such as <0x41>.
+    """
 
     regexes: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
     add_sep: bool = False  # a separator ends every text, unless the file says otherwise
+    byte_level: bool = True
+    forces_bos: bool = False  # files that say otherwise are wrong
 
 
-# Not here: "superbpe", "tiny_aya" and "cohere2moe", whose regexes look ahead over a run of digits at every digit of it, in
-# time that grows with the square; "afmoe" likewise; and those that merge raw UTF-8 ("gemma4", "sarvam-moe", "whitespace").
+# Not here: "whitespace", which drops the spaces of a text, so that nothing comes back as it was.
 _LLAMA3_NAMES = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
 _GPT2_NAMES = (
     "gpt-2 phi-2 olmo mpt jais gigachat mellum exaone4 trillion granite-docling a.x-4.0 modern-bert"
@@ -171,6 +188,14 @@ _FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
     (PreTokenizer(_LAGUNA), "laguna"),
     (PreTokenizer(_EXAONE_MOE), "exaone-moe"),
     (PreTokenizer(_MINICPM5, ignore_merges=True), "minicpm5"),
+    (PreTokenizer(_TINY_AYA), "tiny_aya cohere2moe"),
+    (PreTokenizer(_SUPERBPE), "superbpe"),
+    (PreTokenizer(_AFMOE), "afmoe"),
+    (
+        PreTokenizer(_LINES, byte_level=False, add_bos=True, forces_bos=True),
+        "gemma4 granite-embed-multi-311m",
+    ),
+    (PreTokenizer(_LINES, byte_level=False), "sarvam-moe"),
     (PreTokenizer(_DEFAULT), "default"),
 )
 

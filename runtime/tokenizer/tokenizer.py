@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-import tokenizers
-
+from runtime._native import Tokenizer as NativeTokenizer
 from runtime.errors import RequestError
-from runtime.tokenizer.special import SpecialTokens
-from runtime.tokenizer.vocabulary import MAX_SPECIAL_CHARS, TokenType, Vocabulary
-
-# Before the library reads it: batches of one need no thread pool.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from runtime.tokenizer.vocabulary import TokenType, Vocabulary
 
 MAX_TEXT_BYTES = 4 << 20
-_SPACE = "\u2581"  # how SentencePiece writes a space
-_SILENT = frozenset((TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED))
 
 
-def _byte_of_char() -> dict[str, int]:
-    """The table of byte-level BPE: printable bytes stand for themselves, the others for U+0100 and on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+@dataclass(frozen=True)
+class Normalizer:
+    """What bert does to text before it is cut: accents off (they are marks once characters are decomposed), lower case."""
 
+    lowercase: bool = True
+    strip_accents: bool = True
 
-_BYTE_OF_CHAR = _byte_of_char()
+    def apply(self, text: str) -> str:
+        """Return the normalized text."""
+        if self.strip_accents and not text.isascii():
+            text = unicodedata.normalize("NFD", text)
+            text = "".join(char for char in text if unicodedata.category(char) != "Mn")
+        # Lower case one character at a time: not by its place in the word, as Python's rule for the final sigma has it.
+        return text.replace("\u03a3", "\u03c3").lower() if self.lowercase else text
 
 
 class Tokenizer:
@@ -39,35 +39,32 @@ class Tokenizer:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        merger: tokenizers.Tokenizer,
+        native: NativeTokenizer,
         *,
         add_bos: bool,
         add_eos: bool,
         warnings: tuple[str, ...] = (),
+        normalizer: Normalizer | None = None,
     ) -> None:
         self.warnings = warnings  # what whoever serves this model should know, in sentences
         self.vocabulary = vocabulary
-        self.n_vocab = len(vocabulary.tokens)
+        self.n_vocab = native.n_tokens
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.sep_id if vocabulary.kind == "bert" else vocabulary.eos_id
         self.eog_ids = vocabulary.eog_ids
         self.add_bos = add_bos and self.bos_id is not None
         self.add_eos = add_eos and self.eos_id is not None
-        self._merger = merger
-        self._bytes: list[bytes | None] = [None] * self.n_vocab  # filled as tokens are met
-        wanted = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        texts = {
-            text: (i, vocabulary.types[i])
-            for i, text in enumerate(vocabulary.tokens)
-            if vocabulary.types[i] in wanted and 0 < len(text) <= MAX_SPECIAL_CHARS
+        # Texts of the control tokens, which structure a conversation; of equal ones the last counts.
+        self.control_tokens = {
+            vocabulary.tokens[i]: i for i in native.special_ids() if vocabulary.types[i] == TokenType.CONTROL
         }
-        self._all_special = SpecialTokens({text: i for text, (i, _) in texts.items()})
-        self._control = SpecialTokens(
-            {text: i for text, (i, kind) in texts.items() if kind == TokenType.CONTROL}
-        )
-        self._user_defined = SpecialTokens(
-            {text: i for text, (i, kind) in texts.items() if kind == TokenType.USER_DEFINED}
-        )
+        self._native = native
+        self._normalizer = normalizer
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that the vocabulary's tables take, beside the mapped file."""
+        return self._native.size_bytes
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False, drop: str = ""
@@ -78,61 +75,41 @@ class Tokenizer:
         found.  `drop`, if given, is one character that break_special() put in and that is left out here.
         Raises RequestError for text over MAX_TEXT_BYTES or with lone surrogates.
         """
-        _check_text(text)
-        special = self._all_special if parse_special else self._user_defined
+        data = _checked(text)
         ids: list[int] = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
-        done = 0
-        for start, end, token_id in special.find_all(text):
-            self._encode_plain(text[done:start], ids, drop)
-            ids.append(token_id)
-            done = end
-        self._encode_plain(text[done:], ids, drop)
+        ids += self._encode(data, "all" if parse_special else "user_defined", mark=drop.encode())
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of text that goes on: nothing is put in front, and control-token text stays text."""
-        _check_text(text)
+        return self._encode(_checked(text), "user_defined", prefix=False)
+
+    def _encode(self, data: bytes, specials: str, *, prefix: bool = True, mark: bytes = b"") -> list[int]:
+        if self._normalizer is None:
+            return self._native.encode(data, specials=specials, prefix=prefix, mark=mark)
         ids: list[int] = []
         done = 0
-        for start, end, token_id in self._user_defined.find_all(text):
-            self._encode_plain(text[done:start], ids, "", prefix=False)
-            ids.append(token_id)
+        found = self._native.find_specials(data, specials=specials, mark=mark)
+        for start, end, token_id in [*found, (len(data), len(data), -1)]:
+            plain = data[done:start].replace(mark, b"") if mark else data[done:start]
+            normal = self._normalizer.apply(plain.decode())
+            ids += self._native.encode(normal.encode())
+            if token_id >= 0:
+                ids.append(token_id)
             done = end
-        self._encode_plain(text[done:], ids, "", prefix=False)
         return ids
-
-    def _encode_plain(self, text: str, ids: list[int], drop: str, *, prefix: bool = True) -> None:
-        if drop:
-            text = text.replace(drop, "")
-        if not text:
-            return
-        if self.vocabulary.kind == "llama":
-            if self.vocabulary.add_space_prefix and prefix:
-                text = " " + text
-            text = text.replace(" ", _SPACE)
-        # A batch of one: unlike encode(), it lets other threads run meanwhile.
-        ids.extend(self._merger.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def break_special(self, text: str, mark: str) -> str:
         """Put `mark` into every control-token text of `text`, so that encode(drop=mark) takes it as text.
 
         A beginning of a control token at the end of the text is broken too: what follows could complete it.
+        Text without either is returned as it is.  RequestError for lone surrogates.
         """
-        pieces: list[str] = []
-        done = 0
-        for start, _, _ in self._control.find_all(text):
-            pieces += (text[done : start + 1], mark)
-            done = start + 1
-        stripped = len(text.rstrip())
-        for end in {len(text), stripped}:
-            cut = self._control.ends_inside(text[done:end])
-            if cut is not None:
-                pieces += (text[done : done + cut + 1], mark)
-                done += cut + 1
-                break
-        return "".join((*pieces, text[done:]))
+        data = _checked(text)
+        broken = self._native.break_special(data, mark.encode())
+        return text if len(broken) == len(data) else broken.decode()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control tokens are left out, bytes that are no UTF-8 become U+FFFD.
@@ -155,34 +132,17 @@ class Tokenizer:
         """The bytes that a token adds to the text; b"" for control tokens and ids beyond the vocabulary."""
         if not 0 <= token_id < self.n_vocab:
             return b""
-        data = self._bytes[token_id]
-        if data is None:
-            data = self._bytes[token_id] = self._compute_bytes(token_id)
-        return data
+        return self._native.token_bytes(token_id)
 
-    def _compute_bytes(self, token_id: int) -> bytes:
-        text = self.vocabulary.tokens[token_id]
-        kind = self.vocabulary.types[token_id]
-        if kind in _SILENT:
-            return b""
-        if kind == TokenType.BYTE:
-            return bytes((byte_value(text),))
-        if kind != TokenType.USER_DEFINED:
-            if self.vocabulary.kind == "gpt2":
-                values = [_BYTE_OF_CHAR.get(char, -1) for char in text]
-                if -1 not in values:
-                    return bytes(values)
-            else:
-                text = text.replace(_SPACE, " ")
-        return text.encode("utf-8", "surrogateescape")
+    def all_token_bytes(self) -> list[bytes]:
+        """`token_bytes` of every token, in order of ids."""
+        return self._native.all_token_bytes()
 
     def token_text(self, token_id: int) -> str:
         """A token for people: its text, control tokens included, U+FFFD where it is no whole UTF-8."""
         if not 0 <= token_id < self.n_vocab:
             return ""
-        data = self.token_bytes(token_id) or self.vocabulary.tokens[token_id].encode(
-            "utf-8", "surrogateescape"
-        )
+        data = self.token_bytes(token_id) or self._native.token_text(token_id)
         return data.decode("utf-8", "replace")
 
     def is_control(self, token_id: int) -> bool:
@@ -190,20 +150,11 @@ class Tokenizer:
         return 0 <= token_id < self.n_vocab and self.vocabulary.types[token_id] == TokenType.CONTROL
 
 
-def byte_value(text: str) -> int:
-    """The byte that a byte token such as "<0x0A>" stands for, or -1."""
-    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        try:
-            return int(text[3:5], 16)
-        except ValueError:
-            return -1
-    return -1
-
-
-def _check_text(text: str) -> None:
+def _checked(text: str) -> bytes:
     try:
-        n_bytes = len(text) if text.isascii() else len(text.encode())
+        data = text.encode()
     except UnicodeEncodeError as error:
         raise RequestError("text", f"a lone surrogate at character {error.start}") from None
-    if n_bytes > MAX_TEXT_BYTES:
-        raise RequestError("text", f"{n_bytes} bytes of text; the limit is {MAX_TEXT_BYTES}")
+    if len(data) > MAX_TEXT_BYTES:
+        raise RequestError("text", f"{len(data)} bytes of text; the limit is {MAX_TEXT_BYTES}")
+    return data

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 from daemon.services.host import Parts
 from daemon.text.template import ChatTemplate
@@ -25,7 +26,8 @@ class FakeTokenizer:
     eos_id = EOS
     add_bos = False
     eog_ids = frozenset({EOS})
-    vocabulary = SimpleNamespace(tokens=[*map(chr, range(256)), "<|end|>"])
+    vocabulary = SimpleNamespace(tokens=[*map(chr, range(256)), "<|end|>"], fim_ids=None)
+    control_tokens: ClassVar = {"<|end|>": EOS}
 
     def is_control(self, token_id):
         return token_id == EOS

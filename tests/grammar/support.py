@@ -1,8 +1,7 @@
 """A byte tokenizer with a few longer tokens and control tokens, as a grammar compiler needs one."""
 
+import re
 from types import SimpleNamespace
-
-from runtime.tokenizer.special import SpecialTokens
 
 WORDS = [b'{"', b'": "', b'", "', b"name", b"hello", b"true", b"<tool_call>", b"</think>\n\n{"]
 CONTROL = ["<|end|>", "<|tool_call|>", "<think>"]
@@ -20,16 +19,20 @@ class ByteTokenizer:
         self.bos_id = None
         names = [chr(i) for i in range(256)] + [w.decode() for w in WORDS] + CONTROL
         self.vocabulary = SimpleNamespace(tokens=names)
-        self._words = SpecialTokens({w.decode(): 256 + i for i, w in enumerate(WORDS)})
+        self._ids = {w.decode(): 256 + i for i, w in enumerate(WORDS)}
+        self._words = re.compile("|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))))
 
     def token_bytes(self, token_id):
         return self._bytes[token_id] if 0 <= token_id < self.n_vocab else b""
 
+    def all_token_bytes(self):
+        return list(self._bytes)
+
     def encode_continuation(self, text):
         ids, done = [], 0
-        for start, end, token_id in self._words.find_all(text):
-            ids += [*text[done:start].encode(), token_id]
-            done = end
+        for word in self._words.finditer(text):
+            ids += [*text[done : word.start()].encode(), self._ids[word.group()]]
+            done = word.end()
         return [*ids, *text[done:].encode()]
 
     def decode(self, ids):

@@ -78,3 +78,22 @@ def spm_file(writer):
         return w.write()
 
     return make
+
+
+@pytest.fixture
+def unigram_file(writer):
+    """SentencePiece's unigram kind: pad, end, unk, a few pieces with log-probabilities."""
+    pieces = {"▁": -3.0, "a": -4.0, "b": -4.5, "c": -5.0, "ab": -5.5, "▁a": -5.0, "bc": -7.0, "▁abc": -11.0}
+
+    def make(**changes):
+        w = writer("t5")
+        w.gguf.add_token_list(["<pad>", "</s>", "<unk>", *pieces])
+        w.gguf.add_token_scores([0.0, 0.0, 0.0, *pieces.values()])
+        w.gguf.add_token_types(
+            [TokenType.CONTROL, TokenType.CONTROL, TokenType.UNKNOWN] + [TokenType.NORMAL] * len(pieces)
+        )
+        for name, value in changes.items():
+            getattr(w.gguf, name)(value)
+        return w.write(), pieces
+
+    return make
