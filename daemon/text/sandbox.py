@@ -25,22 +25,31 @@ from jinja2.visitor import NodeTransformer
 
 from daemon.text.budget import (
     BUDGET,
+    COMPARISONS,
+    ENTRY_BYTES,
+    MAX_INT_BITS,
+    ORDER_FILTERS,
     OWN_FILTERS,
     TEXT_FILTERS,
     VALUE_FILTERS,
     TemplateLimitError,
-    each,
+    bytes_of,
+    call_text_method,
+    check_number,
     format_percent,
-    join_texts,
+    on_comparison,
+    on_order,
     on_text,
     on_values,
     paid,
-    replace,
     text_of,
+    weighed,
 )
 
 MAX_RANGE = 16_384
-MAX_INT_BITS = 4096
+# Of one template; compiling takes up to a second for these, and the largest published ones have a tenth.
+MAX_TAGS = 4000
+MAX_NODES = 16_000
 
 
 class TemplateRefusalError(Exception):
@@ -111,6 +120,18 @@ class _Rewriter(NodeTransformer):
 
     visit_List = visit_Dict = visit_Tuple = _pay
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = self._filter(node.expr, "quantd_weighed")
+        for operand in node.ops:
+            operand.expr = self._filter(operand.expr, "quantd_weighed")
+        return node
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:
+        if isinstance(node.value, int):
+            check_number(node.value)
+        return node
+
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         return self._filter(node, "quantd_paid") if isinstance(node.arg, nodes.Slice) else node
@@ -164,9 +185,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         known = self.filters
         self.filters = {
             **{name: on_text(known[name]) for name in TEXT_FILTERS.split()},
+            **{name: on_order(known[name]) for name in ORDER_FILTERS.split()},
             **{name: on_values(known[name]) for name in VALUE_FILTERS.split()},
             **OWN_FILTERS,
         }
+        self.tests.update({name: on_comparison(self.tests[name]) for name in COMPARISONS.split()})
         self.globals = {
             "range": _bounded_range,
             "dict": lambda **values: paid(values),
@@ -177,7 +200,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def compile_source(self, source: str) -> jinja2.Template:
         """Parse, put the checks in, compile.  Raises whatever Jinja or Python raises for a bad template."""
-        tree = _Rewriter().visit(self.parse(source))
+        if source.count("{{") + source.count("{%") > MAX_TAGS:
+            raise jinja2.TemplateSyntaxError(f"more than {MAX_TAGS} tags", 1)
+        tree = self.parse(source)
+        if sum(1 for _ in tree.find_all(nodes.Node)) > MAX_NODES:
+            raise jinja2.TemplateSyntaxError(f"more than {MAX_NODES} expressions", 1)
+        tree = _Rewriter().visit(tree)
         tree.set_environment(self)
         return jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
 
@@ -195,12 +223,12 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """Call what a template calls; methods of texts pay for what they make before they make it."""
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            name = __obj.__name__
-            if name == "replace":
-                return replace(owner, *args, **kwargs)
-            if name == "join":
-                return join_texts(owner, list(each(*args)))
-            BUDGET.get().pay(len(owner))
+            # Inside loops and blocks Jinja passes its own variables along.
+            own = {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}
+            return call_text_method(owner, __obj.__name__, __obj, args, own)
+        if isinstance(owner, list | tuple):
+            weighed(owner)  # count and index compare
+            weighed(args)
         result = super().call(__context, __obj, *args, **kwargs)
         return result if isinstance(result, _OPEN_TYPES) else paid(result)
 
@@ -208,7 +236,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """Compute `left operator right` where the result is within bounds."""
         budget = BUDGET.get()
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
-            budget.pay(len(left) + len(right))
+            # Text that is not ASCII makes all of it as wide.
+            ascii_only = left.isascii() and right.isascii()
+            budget.pay((len(left) + len(right)) * (1 if ascii_only else 4))
             return left + right
         if operator == "*":
             self._check_product(left, right)
@@ -224,4 +254,5 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateLimitError("a number is too large")
         for sequence, count in ((left, right), (right, left)):
             if isinstance(sequence, str | list | tuple) and isinstance(count, int):
-                BUDGET.get().pay(len(sequence) * max(count, 0))
+                one = bytes_of(sequence) if isinstance(sequence, str) else ENTRY_BYTES * len(sequence)
+                BUDGET.get().pay(one * max(count, 0))

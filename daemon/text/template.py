@@ -15,16 +15,16 @@ from typing import Any
 import jinja2
 
 from daemon.errors import ApiError
-from daemon.text.budget import BUDGET, Budget, TemplateLimitError
+from daemon.text.budget import BUDGET, Budget, TemplateLimitError, bytes_of
 from daemon.text.chat_form import Call, Turn, read_form
 from daemon.text.sandbox import TemplateEnvironment, TemplateRefusalError
 from runtime.gguf import ModelFile
 from runtime.tokenizer import MAX_TEXT_BYTES, Tokenizer
 
-MAX_SOURCE_CHARS = 256 << 10
+MAX_SOURCE_CHARS = 128 << 10
 MAX_REFUSAL_CHARS = 400
-_MIN_SIZE = 16 << 20  # characters that any render may make on its way
-_SIZE_PER_CHAR = 32
+_MIN_SIZE = 16 << 20  # bytes that any render may make on its way
+_SIZE_PER_BYTE = 32
 _CPU_S = 0.5  # the slowest published template takes 0.1 s for 4000 messages of 1000 characters
 _CPU_S_PER_CHAR = 1e-7
 # Noncharacters: no text has them for a reason.
@@ -63,6 +63,8 @@ class ChatTemplate:
         try:
             source.encode()
             self._template = TemplateEnvironment().compile_source(source)
+        except TemplateLimitError as error:
+            raise ApiError("TEMPLATE_ERROR", f"The chat template does not compile: {error}.") from None
         except jinja2.TemplateSyntaxError as error:
             message = (
                 f"The chat template does not compile: line {error.lineno}: {(error.message or '')[:200]}."
@@ -111,9 +113,9 @@ class ChatTemplate:
         refuses the conversation, fails or does too much.
         """
         variables = {"tools": None, "documents": None, **(variables or {})}
-        size = sum(len(text) for text in _texts([*messages, variables]))
+        size = sum(bytes_of(text) for text in _texts([*messages, variables]))
         token = BUDGET.set(
-            Budget(size=_MIN_SIZE + _SIZE_PER_CHAR * size, cpu_s=_CPU_S + _CPU_S_PER_CHAR * size)
+            Budget(size=_MIN_SIZE + _SIZE_PER_BYTE * size, cpu_s=_CPU_S + _CPU_S_PER_CHAR * size)
         )
         try:
             text = self._template.render(

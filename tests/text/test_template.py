@@ -49,6 +49,14 @@ def test_what_templates_of_models_use():
     assert render("{% set x %}a{{ 1 }}{% endset %}{{ x ~ x }}") == "a1a1"
     assert render("  {% if true %}\n  x\n  {% endif %}\n") == "  x\n"
     assert render("{{ 'a-b-c'.split('-')[-1] }}{{ 'abc'.startswith('a') }}{{ ' x '.strip() }}") == "cTruex"
+    assert render("{% for m in messages %}{{ m.content.replace('l', 'L').upper() }}{% endfor %}") == "HELLO"
+    assert render(
+        "{{ 'Ab'|e }}{{ '<'|escape }}{{ 'xax'|trim('x') }}{{ [2, 1]|sort }}{{ ['b', 'a']|max }}"
+    ) == ("Ab&lt;a[1, 2]b")
+    assert (
+        render("{{ messages|selectattr('role', 'equalto', 'user')|list|length }}{{ 'l' in 'Hello' }}")
+        == "1True"
+    )
     assert render("{{ loop is defined }}{{ [1, 2] + [3] }}{{ 'ab' * 2 }}") == "False[1, 2, 3]abab"
 
 
@@ -179,6 +187,35 @@ def test_bad_source(source):
             "{% set ns.l = ns.l + [b[1:]] %}{% endfor %}"
         ),
         "{{ raise_exception('x' * 1000000) }}",
+        # What one operation reads or makes inside the interpreter, where no clock is looked at.
+        "{% set b = 'a' * 4000000 %}{{ (b ~ 'b') in [b ~ 'c'] * 100000 }}",
+        "{% set b = 'a' * 4000000 %}{{ ([b ~ 'c'] * 100000).count(b ~ 'b') }}",
+        "{% set b = 'a' * 4000000 %}{{ ([b ~ 'c'] * 100000)|select('equalto', b ~ 'b')|list }}",
+        "{% set b = 'a' * 4000000 %}{{ [b ~ 'c'] * 100000 == [b ~ 'c'] * 100000 }}",
+        "{% set b = 'a' * 4000000 %}{{ ([b] * 100000)|unique|list }}",
+        "{% set b = 'a' * 4000000 %}{{ ([b ~ 'c', b ~ 'b'] * 50000)|sort|length }}",
+        "{% set b = 'a' * 4000000 %}{{ ([b ~ 'c', b ~ 'b'] * 50000)|max|length }}",
+        "{% set b = 'a' * 3000000 %}{{ b.strip('b' * 2999999 ~ 'a') }}",
+        "{% set b = 'a' * 3000000 %}{{ b|trim('b' * 2999999 ~ 'a') }}",
+        "{% set b = 'a' * 1000000 %}{{ range(10000)|list|tojson(separators=(b, b)) }}",
+        "{% set x = ('f' * 3000000)|int(base=16) %}{{ x // ('f' * 1500000)|int(base=16) }}",
+        "{{ 0x" + "f" * 200_000 + " // 3 }}",
+        "{{ '\U0001f999' * 8000000 }}",
+        "{{ [0] * 10000000 }}",
+        "{{ ('ab,' * 5000000).split(',')|length }}",
+        "{{ ('ab ' * 5000000).split()|length }}",
+        "{{ ('ab\n' * 5000000).splitlines()|length }}",
+        "{{ ('&' * 12000000)|e|length }}",
+        "{{ '%a' % ('\U0001f999' * 2000000) }}",
+        "{% for i in range(16000) %}{% for j in range(16000) %}{{ '' }}{% endfor %}{% endfor %}",
+        "{% macro f() %}{% for i in range(16000) %}{{ caller() }}{% endfor %}{% endmacro %}{% call f() %}{% call f() %}x{% endcall %}{% endcall %}",
+        "{% set ns = namespace(x={}) %}{% for i in range(99) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}",
+        "{{ 'x'" + "|upper" * 12_000 + " }}",
+        "{{ x" + ".y" * 30_000 + " }}",
+        "{{ a }}" * 30_000,
+        "{{ 'a' is in(['a'] * 15000000) }}",
+        "{{ messages|map('nosuch')|list }}",
+        "{{ ''.join(['a' * 1000] * 100000) }}",
         "{{ strftime_now('%999999999d') }}",
         "{{ 1 / 0 }}",
         "{{ messages[7].content.x }}",
