@@ -28,10 +28,10 @@ def repeated(run: str, n_bytes: int) -> str:
 def test_runs_take_linear_time(shared_dir, name):
     tokenizer = build_tokenizer(ModelFile.open(shared_dir / "vocab" / f"ggml-vocab-{name}.gguf"))
     for run in RUNS:
-        text = repeated(run, 128 << 10)
+        text = repeated(run, 64 << 10)
         start = time.thread_time()
         ids = tokenizer.encode(text, add_special=False, parse_special=True)
-        assert time.thread_time() - start < 1.5, run  # a tenth of that on a machine with nothing else to do
+        assert time.thread_time() - start < 1, run  # quadratic work takes many times as long
         if name != "bert-bge":
             assert tokenizer.decode(ids) == text
 
@@ -39,10 +39,10 @@ def test_runs_take_linear_time(shared_dir, name):
 def test_unigram_takes_linear_time(unigram_file):
     tokenizer = build_tokenizer(unigram_file()[0])
     for run in ("a", "x", " ", "abc", "想"):
-        text = repeated(run, 128 << 10)
+        text = repeated(run, 64 << 10)
         start = time.thread_time()
         ids = tokenizer.encode(text, add_special=False)
-        assert time.thread_time() - start < 1.5, run
+        assert time.thread_time() - start < 1, run
         assert ids
 
 
