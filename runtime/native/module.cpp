@@ -3,7 +3,9 @@
 #include "bindings.h"
 
 NB_MODULE(_native, m) {
-    m.doc() = "The native core of quantd: GGUF mapping, kernels, KV arena, step executor, block encoders, tokenizers.";
+    m.doc() =
+        "The native core of quantd: GGUF mapping, kernels, KV arena, step executor, block encoders, "
+        "tokenizers.";
     quantd::init_gguf(m);
     quantd::init_kernels(m);
     quantd::init_program(m);
