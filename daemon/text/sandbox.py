@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import jinja2
@@ -189,7 +190,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             **{name: on_values(known[name]) for name in VALUE_FILTERS.split()},
             **OWN_FILTERS,
         }
-        self.tests.update({name: on_comparison(self.tests[name]) for name in COMPARISONS.split()})
+        comparisons = cast(dict[str, Callable[..., Any]], self.tests)
+        self.tests.update({name: on_comparison(comparisons[name]) for name in COMPARISONS.split()})
         self.globals = {
             "range": _bounded_range,
             "dict": lambda **values: paid(values),

@@ -6,17 +6,18 @@ tokenizer.model is a protocol buffer; the few fields that matter are read here (
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from quant.convert.vocabulary import MAX_TOKENS, TokenizerFiles, Vocabulary, looks_special
-from runtime.tokenizer.tokenizer import byte_value
 from runtime.tokenizer.vocabulary import TokenType
 
 MAX_FILE_BYTES = 64 << 20
 _SPACE = "\u2581"
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 _ADDED_SCORE = -1000.0
 
 # ModelProto: 1 pieces, 2 trainer_spec, 3 normalizer_spec; SentencePiece: 1 piece, 2 score, 3 type;
@@ -81,7 +82,7 @@ def read_fast(files: TokenizerFiles) -> Vocabulary:
     for text, i in vocab.items():
         tokens[i] = text
         scores[i] = float(-ranks.get(text, len(merges)))
-        is_byte = byte_value(text) >= 0
+        is_byte = _BYTE_TOKEN.fullmatch(text) is not None
         types[i] = int(
             TokenType.BYTE if is_byte else TokenType.UNKNOWN if text == unknown else TokenType.NORMAL
         )
