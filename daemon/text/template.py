@@ -24,7 +24,7 @@ from runtime.tokenizer import MAX_TEXT_BYTES, Tokenizer
 MAX_SOURCE_CHARS = 128 << 10
 MAX_REFUSAL_CHARS = 400
 _MIN_SIZE = 16 << 20  # bytes that any render may make on its way
-_SIZE_PER_BYTE = 32
+_SIZE_PER_BYTE = 20  # published templates make up to 10 bytes for each that they are given
 _CPU_S = 0.5  # the slowest published template takes 0.1 s for 4000 messages of 1000 characters
 _CPU_S_PER_CHAR = 1e-7
 # Noncharacters: no text has them for a reason.

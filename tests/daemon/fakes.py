@@ -29,6 +29,9 @@ class FakeTokenizer:
     vocabulary = SimpleNamespace(tokens=[*map(chr, range(256)), "<|end|>"], fim_ids=None)
     control_tokens: ClassVar = {"<|end|>": EOS}
 
+    def all_token_bytes(self):
+        return [self.token_bytes(i) for i in range(self.n_vocab)]
+
     def is_control(self, token_id):
         return token_id == EOS
 
