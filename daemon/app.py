@@ -3,7 +3,7 @@
     bind HTTP and gRPC     a taken port fails here, before seconds go into a model
     start both servers     /livez and health answer; requests get UNAVAILABLE while the model loads
     load, warm up          in a thread; READY only when a step has run
-    wait                   for a signal, or for the engine to fail
+    wait                   for a signal, or for the engine of the last model to fail
     drain, stop            no new requests; running ones get drain_seconds; a second signal ends them at once
 
 An idle daemon sleeps: it has no timer but uvicorn's clock and, under systemd, the watchdog.
@@ -96,6 +96,7 @@ class Daemon:
         await http.start()
         self._host.on_change.append(lambda _: self._spawn(self._tell_health(rpc)))
         loading = asyncio.create_task(self._load(entry))
+        self._spawn(self._clean_store())
         self._spawn(self._announce(loading, http_address, grpc_address))
         self._spawn(self._watch_engine(rpc))
         if self._notifier.enabled:
@@ -111,6 +112,16 @@ class Daemon:
             await self._host.load(entry)
         else:
             self._host.open()
+
+    async def _clean_store(self) -> None:
+        """Removes what crashes and abandoned downloads left in the store, long after the fact."""
+        try:
+            num_files = await asyncio.to_thread(self._services.library.collect_stale)
+        except (ApiError, OSError) as failure:
+            log.warning("store_not_cleaned", error=str(failure))
+            return
+        if num_files:
+            log.info("store_cleaned", files=num_files)
 
     async def _announce(self, loading: asyncio.Task[None], http: Address, grpc: Address) -> None:
         """Tells people and systemd when the model serves; ends the daemon if it cannot."""
@@ -159,9 +170,9 @@ class Daemon:
             await rpc.set_serving(self._serving)
 
     def _require_healthy(self) -> None:
-        failed = self._host.failed() if self._host.state is State.READY else None
+        """A model whose engine failed leaves memory; where nothing else is served, the daemon ends, to be started anew."""
+        failed = self._host.drop_failed() if self._host.state is State.READY else None
         if failed is not None:
-            log.error("engine_failed", model=failed.name, error=failed.engine.stats().failed)
             self._host.fail()
             self._failure = ApiError("INTERNAL", "the engine failed; the log has the cause")
             self._stop.set()

@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     keep_alive: KeepAlive = 300.0
     # Seconds that a request without a deadline waits for its model to be loaded.
     load_timeout: Annotated[KeepAlive, Field(gt=0, le=86400)] = 300.0
+    # When the engine of one model of several fails: take that model out of memory, or end the daemon ("exit"), to be restarted.
+    engine_failure: Literal["unload", "exit"] = "unload"
     # Seconds that running requests get to end after SIGTERM.
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     log_format: Literal["auto", "text", "json"] = "auto"

@@ -25,6 +25,9 @@ from runtime.memory import PROCESS_BYTES
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _LABELS = ("model_name", "engine")
+# Models with time series of their own: some 15 KiB each, so about 1 MB in all.
+MAX_MODEL_LABELS = 64
+OTHER_MODELS = "(other models)"
 
 # Bucket bounds in seconds, the same as vLLM's so that its dashboards fit.
 _TTFT_S = (
@@ -142,6 +145,7 @@ class Metrics:
     ) -> None:
         """`snapshot` is called at every scrape, from the thread that renders: one of each model in memory."""
         self.registry = CollectorRegistry()
+        self._named: set[str] = set()
         if process_metrics:
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
@@ -187,6 +191,7 @@ class Metrics:
             _REQUEST_S,
         )
         self._loads = counter("quantd_model_loads", "Loads of models, by result.", ("result",))
+        self._engine_failures = counter("quantd_engine_failures", "Engines that failed.", ("model_name",))
         self._evictions = counter("quantd_model_evictions", "Idle models that made room for another.", ())
         self._load_s = Histogram(
             "quantd_model_load_seconds",
@@ -195,13 +200,22 @@ class Metrics:
             registry=self.registry,
         )
 
+    def _name(self, model: str) -> str:
+        """The model as a label.  A daemon can serve thousands of names one after the other, and a time series once made stays:
+        the first MAX_MODEL_LABELS names get series of their own, all others share one.
+        """
+        if model in self._named or len(self._named) < MAX_MODEL_LABELS:
+            self._named.add(model)
+            return model
+        return OTHER_MODELS
+
     def first_token(self, model: str, seconds: float) -> None:
         """The first token of a request came `seconds` after it was accepted."""
-        self._ttft.labels(model, "0").observe(seconds)
+        self._ttft.labels(self._name(model), "0").observe(seconds)
 
     def inter_token(self, model: str, seconds: float) -> None:
         """A further token came `seconds` after the one before."""
-        self._itl.labels(model, "0").observe(seconds)
+        self._itl.labels(self._name(model), "0").observe(seconds)
 
     def finished(
         self,
@@ -215,7 +229,7 @@ class Metrics:
         decode_s: float,
     ) -> None:
         """An accepted request ended: `reason` is "stop", "length", "cancelled", "deadline" or "failed"."""
-        labels = (model, "0")
+        labels = (self._name(model), "0")
         self._success.labels(*labels, reason).inc()
         self._queue.labels(*labels).observe(queue_s)
         self._prefill.labels(*labels).observe(prefill_s)
@@ -226,7 +240,7 @@ class Metrics:
 
     def embedded(self, model: str, *, num_inputs: int, prompt_tokens: int, seconds: float) -> None:
         """A request for embeddings ended well."""
-        labels = (model, "0")
+        labels = (self._name(model), "0")
         self._embeddings.labels(*labels).inc(num_inputs)
         self._embedding_tokens.labels(*labels).inc(prompt_tokens)
         self._embedding_s.labels(*labels).observe(seconds)
@@ -247,6 +261,10 @@ class Metrics:
     def model_load_failed(self) -> None:
         """A model could not be loaded, or nobody waited for it any more."""
         self._loads.labels("failed").inc()
+
+    def engine_failed(self, model: str) -> None:
+        """The engine of a model failed; its requests were told."""
+        self._engine_failures.labels(self._name(model)).inc()
 
     def model_evicted(self) -> None:
         """An idle model left memory so that another one could come."""

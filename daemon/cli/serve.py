@@ -55,6 +55,11 @@ import click
     "--load-timeout", metavar="S", help="Longest wait of a request for its model to be loaded. Default 300."
 )
 @click.option(
+    "--engine-failure",
+    metavar="unload|exit",
+    help="When the engine of one of several models fails: take that model out of memory, or end. Default unload.",
+)
+@click.option(
     "--max-waiting-tokens", metavar="N", help="Prompt tokens that may wait for a session. Default 262144."
 )
 @click.option(

@@ -31,6 +31,7 @@ def build_services(settings: Settings) -> Services:
         max_models=settings.max_models,
         keep_alive_s=settings.keep_alive,
         load_timeout_s=settings.load_timeout,
+        exit_on_failure=settings.engine_failure == "exit",
     )
     host = ModelHost(folder, runtime_settings(settings), runtime_parts(), limits)
     lines = Lines(

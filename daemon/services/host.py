@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
+import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from daemon.errors import ApiError
 from daemon.log import get_logger
 from daemon.metrics import Metrics, Snapshot
 from daemon.services.catalog import Catalog
+from daemon.services.failures import Failures, let_go
 from daemon.services.folder import ModelEntry, entry_of
+from daemon.services.gauges import snapshot
+from daemon.services.room import next_step
 from daemon.services.served import Parts, Served, bring_up, runtime_parts, take_down
 from daemon.services.slot import Slot, WeightsKey, weights_key
+from daemon.services.states import HostLimits, State
 from runtime.machine_memory import available_memory_bytes
 from runtime.memory import MemoryPlan, RuntimeSettings
 
@@ -44,36 +49,6 @@ HANG_S = 60.0
 LAST_EVENTS_S = 1.0
 
 
-class State(enum.Enum):
-    """What the host can do now."""
-
-    EMPTY = "no model is loaded"
-    LOADING = "the model is being loaded"
-    READY = "ready"
-    DRAINING = "the daemon is shutting down"
-    FAILED = "the engine failed"
-
-
-class HostLimits:
-    """Bounds and defaults of a host."""
-
-    def __init__(
-        self,
-        *,
-        max_waiting: int = 64,
-        max_models: int = 3,
-        keep_alive_s: float = 300.0,
-        load_timeout_s: float = 300.0,
-    ) -> None:
-        """`max_waiting` requests a model beside its sessions, `max_models` in memory at once, `keep_alive_s` of a model that
-        a request loaded, `load_timeout_s` that a request without a deadline waits for its model.
-        """
-        self.max_waiting = max_waiting
-        self.max_models = max_models
-        self.keep_alive_s = keep_alive_s
-        self.load_timeout_s = load_timeout_s
-
-
 class ModelHost:
     """Owns the models in memory.  All methods belong to one event loop, except `snapshots`."""
 
@@ -90,6 +65,7 @@ class ModelHost:
         self._default: ModelEntry | None = None
         self._slots: dict[WeightsKey, Slot] = {}
         self._state = State.EMPTY
+        self._failures = Failures(exit_always=self.limits.exit_on_failure)
         self._swap = asyncio.Lock()
         self._released = (
             asyncio.Event()
@@ -153,7 +129,9 @@ class ModelHost:
             if slot.served is None:
                 continue
             if not slot.served.engine.healthy():
-                if not (self._state is State.DRAINING and self.num_requests == 0):
+                if not self._failures.leave_others(slot, self._slots.values()) and not (
+                    self._state is State.DRAINING and self.num_requests == 0
+                ):
                     return False
             elif now_s - slot.served.engine.stats().heartbeat_s >= silence_s:
                 return False
@@ -163,19 +141,12 @@ class ModelHost:
         """True: a request would be taken, and its model loaded if need be."""
         return self._state is State.READY and self.healthy(UNRESPONSIVE_S)
 
-    def failed(self) -> Served | None:
-        """A model whose engine failed."""
-        for slot in self._slots.values():
-            if slot.served is not None and not slot.served.engine.healthy():
-                return slot.served
-        return None
-
     def snapshots(self) -> list[Snapshot]:
         """For the gauges, one of each model in memory; any thread."""
         available_bytes = available_memory_bytes()
         slots = [(slot.served, slot.num_preparing) for slot in list(self._slots.values())]
         shown = [
-            _snapshot(served, num_preparing, available_bytes)
+            snapshot(served, num_preparing, available_bytes)
             for served, num_preparing in slots
             if served is not None
         ]
@@ -266,6 +237,7 @@ class ModelHost:
         if self._state is State.EMPTY:
             self._become(State.LOADING)
         slot = self._slot(entry)
+        self._failures.forgive(entry)
         with slot.use():
             try:
                 if slot.served is None:
@@ -296,6 +268,7 @@ class ModelHost:
         try:
             async with self._swap:
                 self._require_open()
+                self._failures.require_sound(slot.entry)
                 others = await self._make_room(slot)
                 served = await bring_up(
                     slot.entry,
@@ -323,28 +296,15 @@ class ModelHost:
                 raise ApiError("CANCELLED", "Nobody waits for this model any more.")
             self._released.clear()
             loaded = [other for other in self._slots.values() if other.served is not None]
-            if not loaded:
-                return []  # load_model plans and refuses by itself
-            idle = sorted((one for one in loaded if one.is_idle), key=lambda one: one.last_used_s)
-            busy = [one for one in loaded if one not in idle]
-            reachable = await self._plan(slot, stay=busy, leave=idle)
-            if not reachable.fits:
-                if busy:
-                    reachable = await self._plan(slot, stay=[], leave=loaded)
-                reachable.ensure_fits()
+            step = await next_step(loaded, self.limits.max_models, functools.partial(self._plan, slot))
+            if isinstance(step, list):
+                return step
+            if step is None:
                 await self._wait_released(slot)
-                continue
-            if len(loaded) < self.limits.max_models:
-                now = await self._plan(slot, stay=loaded, leave=[])
-                # Not at the price of a smaller context, while what stands in the way is not in use.
-                if now.fits and now.session_context_tokens >= reachable.session_context_tokens:
-                    return [one.plan for one in loaded if one.served is not None]
-            if not idle:
-                await self._wait_released(slot)
-            elif idle[0].is_idle:  # a request may have come while the plan was made
+            elif step.is_idle:  # a request may have come while the plan was made
                 self.metrics.model_evicted()
-                log.info("model_makes_room", model=idle[0].entry.name, wanted_for=slot.entry.name)
-                await self._remove(idle[0])
+                log.info("model_makes_room", model=step.entry.name, wanted_for=slot.entry.name)
+                await self._remove(step)
 
     async def _wait_released(self, slot: Slot) -> None:
         """Until some request has ended; others may change the set of models meanwhile."""
@@ -399,9 +359,12 @@ class ModelHost:
                 self._forget(slot)
             return
         if slot.is_expired and self._state not in (State.DRAINING, State.FAILED):
-            task = asyncio.get_running_loop().create_task(self._expire(slot))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._spawn(self._expire(slot))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _expire(self, slot: Slot) -> None:
         async with self._swap:
@@ -421,6 +384,36 @@ class ModelHost:
         for key, known in list(self._slots.items()):
             if known is slot:
                 del self._slots[key]
+
+    # Failing.
+
+    def drop_failed(self) -> Served | None:
+        """Takes models whose engine failed out of memory; returns the first whose failure is that of the whole daemon.
+
+        The requests of a failed engine have been told by the engine itself.
+        """
+        for slot in list(self._slots.values()):
+            served = slot.served
+            if served is None or served.engine.healthy():
+                continue
+            log.error("engine_failed", model=served.name, error=served.engine.stats().failed)
+            self.metrics.engine_failed(served.name)
+            if not self._failures.leave_others(slot, self._slots.values()):
+                return served
+            self._failures.count(slot.entry)
+            self._forget(slot)
+            slot.end()
+            self._spawn(self._bury(slot, served))
+        return None
+
+    async def _bury(self, slot: Slot, served: Served) -> None:
+        """Unmaps a model whose engine failed, once nobody prepares a request for it any more."""
+        if not await let_go(slot):
+            log.error("model_not_unmapped", model=served.name, requests=slot.num_requests)
+            return  # its memory is lost until the process ends: better than a reader of unmapped weights
+        async with self._swap:
+            await take_down(served)
+        self._released.set()
 
     # Ending.
 
@@ -473,31 +466,3 @@ def _take_exception(task: asyncio.Task[None]) -> None:
     """A load that failed when nobody waited any more must not be reported as lost."""
     if not task.cancelled():
         task.exception()
-
-
-def _snapshot(served: Served, num_preparing: int, available_bytes: int) -> Snapshot:
-    stats, plan, file = served.engine.stats(), served.model.plan, served.model.file
-    return Snapshot(
-        model_name=served.name,
-        requests_running=stats.running,
-        requests_waiting=stats.waiting + num_preparing,
-        pages_total=stats.pages_total,
-        pages_used=stats.pages_used,
-        pages_reserved=stats.pages_reserved,
-        pages_cached=stats.pages_cached,
-        page_bytes=plan.kv_arena_bytes // max(1, plan.n_pages),
-        prompt_tokens_total=stats.prompt_tokens_total,
-        generation_tokens_total=stats.generation_tokens_total,
-        cache_queried_tokens_total=stats.cache_queried_tokens_total,
-        cache_hit_tokens_total=stats.cache_hit_tokens_total,
-        preemptions_total=stats.preemptions_total,
-        drafts_total=stats.drafts_total,
-        drafted_tokens_total=stats.drafted_tokens_total,
-        accepted_tokens_total=stats.accepted_tokens_total,
-        prompt_tokens_per_s=stats.prompt_tokens_per_s,
-        generation_tokens_per_s=stats.generation_tokens_per_s,
-        model_mapped_bytes=file.size_bytes,
-        model_resident_bytes=file.resident_bytes(),
-        memory_budget_bytes=plan.total_bytes,
-        memory_available_bytes=available_bytes,
-    )

@@ -66,6 +66,10 @@ class LibraryService:
     def _maker(self) -> ModelMaker:
         return ModelMaker(self._host, self._store, self._quantize)
 
+    def collect_stale(self) -> int:
+        """Removes what crashes and abandoned downloads left in the store; returns how many files.  Any thread."""
+        return self._catalog.store.collect_stale() if self._catalog.store is not None else 0
+
     async def show_model(self, request: rpc.ShowModelRequest, call: Call) -> rpc.ShowModelResponse:
         """Everything about one model."""
         entry = self._host.default if not request.name else self._host.find(request.name)

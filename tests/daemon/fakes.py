@@ -174,6 +174,7 @@ class FakeEngine:
     def stats(self):
         return SimpleNamespace(
             running=len(self.running),
+            failed="RuntimeError: broken" if self.failed else None,
             waiting=0,
             pages_total=4,
             pages_used=0,

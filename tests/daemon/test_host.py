@@ -8,6 +8,7 @@ import pytest
 
 from daemon.errors import ApiError
 from daemon.keep_alive import FOREVER
+from daemon.services.failures import MAX_FAILURES
 from daemon.services.folder import ModelFolder
 from daemon.services.host import HostLimits, ModelHost, State
 from runtime.errors import MemoryPlanError, UnsupportedModelError
@@ -317,3 +318,46 @@ async def test_many_requests_for_many_models_all_end(make):
 
     await asyncio.wait_for(asyncio.gather(*(ask(index) for index in range(60))), 20)
     assert len(in_memory(host)) <= 2
+
+
+async def test_a_failed_engine_takes_its_model_along_and_no_other(make):
+    host = make(room_bytes=200)
+    await touch(host, "a")
+    await touch(host, "b")
+    broken, sound = host.fake.engines
+    async with host.admit("a") as served:
+        broken.failed = True
+        assert host.healthy(), "another model serves"
+        assert host.ready()
+        assert host.drop_failed() is None
+        assert in_memory(host) == {"b"}
+        assert not served.model.closed, "somebody still prepares a request with it"
+    await until(lambda: served.model.closed)
+    assert not host.fake.models[1].closed
+    assert b'quantd_engine_failures_total{model_name="a"} 1.0' in host.metrics.render()
+    # It comes back, until it has failed too often; by hand it comes back always.
+    for _ in range(MAX_FAILURES - 1):
+        await touch(host, "a")
+        host.fake.engines[-1].failed = True
+        assert host.drop_failed() is None
+    with pytest.raises(ApiError, match="failed 3 times") as caught:
+        await touch(host, "a")
+    assert (caught.value.reason, caught.value.retry_after_s) == ("UNAVAILABLE", 60.0)
+    await touch(host, "b")
+    await host.load(host.find("a"))
+    assert in_memory(host) == {"a", "b"}
+    assert sound.healthy()
+
+
+@pytest.mark.parametrize(("names", "options"), [(("a",), {}), (("a", "b"), {"exit_on_failure": True})])
+async def test_a_failure_that_is_the_whole_daemons(make, names, options):
+    host = make(room_bytes=200, **options)
+    for name in names:
+        await touch(host, name)
+    host.fake.engines[0].failed = True
+    assert not host.healthy()
+    assert host.drop_failed().name == "a"
+    assert in_memory(host) == set(names)
+    host.fail()
+    with pytest.raises(ApiError, match="engine failed"):
+        await touch(host, "a")

@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.metrics import Metrics, Snapshot, anonymous_bytes
+from daemon.metrics import MAX_MODEL_LABELS, OTHER_MODELS, Metrics, Snapshot, anonymous_bytes
 
 
 def samples(metrics):
@@ -80,3 +80,17 @@ def test_process_metrics_are_there_and_anonymous_memory_survives_a_hidden_proc(t
     text = Metrics(Snapshot).render().decode()
     assert "process_resident_memory_bytes" in text
     assert anonymous_bytes(tmp_path / "absent") == 0
+
+
+def test_time_series_are_bounded_however_many_names_are_served():
+    metrics = Metrics(Snapshot, process_metrics=False)
+    for index in range(MAX_MODEL_LABELS + 6):
+        metrics.first_token(f"m{index}", 0.05)
+        metrics.engine_failed(f"m{index}")
+    metrics.first_token("m0", 0.05)
+    seen = samples(metrics)
+    count = "vllm:time_to_first_token_seconds_count"
+    assert sum(name == count for name, _ in seen) == MAX_MODEL_LABELS + 1
+    assert seen[count, (("engine", "0"), ("model_name", "m0"))] == 2
+    assert seen[count, (("engine", "0"), ("model_name", OTHER_MODELS))] == 6
+    assert seen["quantd_engine_failures_total", (("model_name", OTHER_MODELS),)] == 6

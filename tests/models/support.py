@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from runtime._native import Arena, Program, Sampler, ThreadPool
+from runtime._native import Arena, Program, Sampler, ThreadPool, quantize_rows
 from runtime.gguf import ModelFile
 from runtime.models import build_graph
 from runtime.models.config import ModelConfig, read_config
@@ -52,6 +52,7 @@ class Tiny:
     biases: bool = False
     rope_scale: float | None = None
     quant: str = "F32"  # of the matrices
+    types: tuple[str, ...] = ()  # of the matrices one after the other, by our own encoders; instead of quant
     seed: int = 1
     keys: dict[str, object] = field(default_factory=dict)  # overrides; None removes the key
     tokenizer: dict[str, object] = field(default_factory=dict)  # whole keys of a vocabulary
@@ -195,13 +196,14 @@ def write_tiny(path: Path, t: Tiny) -> Path:
         tensors["token_embd.weight"] *= np.float32(3)
     tensors |= t.tensors
     quant = gguf.GGMLQuantizationType[t.quant]
+    n_encoded = 0
     for name, values in tensors.items():
-        if (
-            values.ndim >= 2
-            and "_gate_inp" not in name
-            and name not in t.tensors
-            and quant != gguf.GGMLQuantizationType.F32
-        ):
+        is_matrix = values.ndim >= 2 and "_gate_inp" not in name and name not in t.tensors
+        if is_matrix and t.types and name not in ("position_embd.weight", "token_types.weight"):
+            kind = gguf.GGMLQuantizationType[t.types[n_encoded % len(t.types)]]
+            n_encoded += 1
+            writer.add_tensor(name, encoded(values, kind), raw_dtype=kind)
+        elif is_matrix and not t.types and quant != gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, gguf.quants.quantize(values, quant), raw_dtype=quant)
         else:
             writer.add_tensor(name, values)
@@ -210,6 +212,18 @@ def write_tiny(path: Path, t: Tiny) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def encoded(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """The matrices (..., n_in) in blocks of a type, as bytes (..., bytes of a row)."""
+    elements, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+    n_in = values.shape[-1]
+    out = np.empty(values.size // elements * n_bytes, np.uint8)
+    rows = np.ascontiguousarray(values, np.float32)
+    f32 = int(gguf.GGMLQuantizationType.F32)
+    bad = quantize_rows(rows.reshape(-1).view(np.uint8), f32, values.size // n_in, n_in, int(kind), out, 1)
+    assert bad is None
+    return out.reshape(*values.shape[:-1], n_in // elements * n_bytes)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:

