@@ -370,3 +370,11 @@ async def test_a_key_that_may_only_use_models_cannot_change_them(world, tmp_path
             call = method(request)
             await (anext(call.__aiter__()) if hasattr(call, "__aiter__") else call)
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, request
+
+
+async def test_another_context_never_loads_a_model_again(world):
+    for context_tokens in (16, 64, 2**20, None):
+        options = pb.GenerationOptions(max_tokens=2, context_tokens=context_tokens)
+        request = pb.GenerateRequest(text="hi", options=options)
+        assert [event async for event in world.generate.Generate(request)][-1].HasField("done")
+    assert len(world.fake.loads) == 1

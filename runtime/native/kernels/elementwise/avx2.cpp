@@ -78,8 +78,9 @@ void geglu(const float* gate, const float* up, float* out, int64_t n) {
     }
 }
 
-// With z = |x| / sqrt(2) and t = 1 / (1 + p z), erfc(z) = t (a1 + t (a2 + ...)) exp(-z^2) to within 1.5e-7, and nearer 0 for
-// large z, where gelu of a negative x needs it.  Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+// With z = |x| / sqrt(2) and t = 1 / (1 + p z), erfc(z) = t (a1 + t (a2 + ...)) exp(-z^2) to within 1.5e-7,
+// and nearer 0 for large z, where gelu of a negative x needs it.  Source: Abramowitz and Stegun, Handbook of
+// Mathematical Functions, 7.1.26.
 void gelu(const float* x, float* out, int64_t n) {
     const __m256 half = _mm256_set1_ps(0.5f), one = _mm256_set1_ps(1.0f), zero = _mm256_setzero_ps();
     constexpr float kA[5] = {0.254829592f, -0.284496736f, 1.421413741f, -1.453152027f, 1.061405429f};
@@ -92,7 +93,8 @@ void gelu(const float* x, float* out, int64_t n) {
         __m256 poly = _mm256_set1_ps(kA[4]);
         for (int k = 3; k >= 0; --k) poly = _mm256_fmadd_ps(poly, t, _mm256_set1_ps(kA[k]));
         const __m256 erfc = _mm256_mul_ps(_mm256_mul_ps(poly, t), vector_exp(_mm256_fnmadd_ps(z, z, zero)));
-        // x (1 + erf(x / sqrt(2))) / 2: of a positive x, 1 + erf(z) = 2 - erfc(z); of a negative one it is erfc(z).
+        // x (1 + erf(x / sqrt(2))) / 2: of a positive x, 1 + erf(z) = 2 - erfc(z); of a negative one it is
+        // erfc(z).
         const __m256 sum = _mm256_blendv_ps(_mm256_sub_ps(_mm256_set1_ps(2.0f), erfc), erfc, value);
         _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(_mm256_mul_ps(half, value), sum));
     }
