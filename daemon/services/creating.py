@@ -214,8 +214,7 @@ class ModelMaker:
             base.manifest or Manifest(weights=()),
             weights=(Blob(digest, blobs.size(digest) or 0),),
             created_unix_ms=0,
-            source=f"{base.label}, {done} to {made}"
-            + (f", {len(adapters)} adapters merged" if adapters else ""),
+            source=f"{base.label}, {done} to {made}" + (f", {_count(adapters)} merged" if adapters else ""),
         )
 
     # What comes with them.
@@ -335,6 +334,10 @@ def _stored_type(folder: Path) -> str:
         if "bfloat16" in (config.get("torch_dtype"), config.get("dtype")):
             return "BF16"
     return "F16"
+
+
+def _count(adapters: Sequence[Path]) -> str:
+    return "1 adapter" if len(adapters) == 1 else f"{len(adapters)} adapters"
 
 
 def _progress(status: str, event: quantize_service_pb2.QuantizeResponse) -> rpc.CreateProgress:

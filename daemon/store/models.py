@@ -115,14 +115,16 @@ class ModelStore:
 
     def put(self, name: ModelName, manifest: Manifest) -> Stored:
         """Gives a name to blobs that are there; what the name stood for before is collected."""
-        for blob in manifest.blobs():
-            if self.blobs.size(blob.digest) != blob.size_bytes:
-                raise ApiError("MODEL_NOT_FOUND", f"There is no blob sha256:{blob.digest}.", field="digest")
         manifest = dataclasses.replace(
             manifest, created_unix_ms=manifest.created_unix_ms or time.time_ns() // 1_000_000
         )
         data = manifest.to_json()
         with self._locked():
+            for blob in manifest.blobs():
+                if self.blobs.size(blob.digest) != blob.size_bytes:
+                    raise ApiError(
+                        "MODEL_NOT_FOUND", f"There is no blob sha256:{blob.digest}.", field="digest"
+                    )
             before = self.find(name)
             if before is None and len(self.names()) >= MAX_MODELS:
                 raise ApiError("QUEUE_FULL", f"The store holds {MAX_MODELS} names, which is its limit.")

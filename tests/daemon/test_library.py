@@ -254,7 +254,7 @@ async def test_a_hugging_face_folder_becomes_a_quantized_model_with_an_adapter(w
     shown = await world.model.ShowModel(rpc.ShowModelRequest(name="mine"))
     assert (shown.system, shown.source) == (
         "Be kind.",
-        "the uploaded files, converted to Q8_0, 1 adapters merged",
+        "the uploaded files, converted to Q8_0, 1 adapter merged",
     )
     # From the folder by its name, as it is stored; and from that, smaller.
     request = rpc.CreateModelRequest(name="plain")

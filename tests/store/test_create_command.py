@@ -2,13 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from daemon.cli import root
 from daemon.errors import ApiError
+from daemon.store.models import ModelStore
+from daemon.store.names import ModelName
+from quant.convert.lora import Adapter
+from quant.quantizer import Quantizer
+from runtime.gguf import ModelFile
 from tests.daemon.fakes import write_gguf
 from tests.quant import hugging_face as hf
+from tests.quant.test_lora import write_adapter
 
 
 @pytest.fixture
@@ -66,6 +73,26 @@ def test_an_adapter_needs_a_folder_to_be_merged_into(here):
         assert f"{path}, line 2: " in done.exception.message
         assert part in done.exception.message
     assert not list((here / "store").glob("blobs/making*"))
+
+
+def test_a_hugging_face_folder_with_an_adapter_becomes_a_model(here):
+    weights = {name: x.astype(np.float16) for name, x in hf.decoder_weights(hf.LLAMA).items()}
+    folder = hf.write_folder(here / "tiny", hf.LLAMA, weights)
+    write_adapter(here / "lora", weights)
+    (here / "Modelfile").write_text(
+        "FROM ./tiny\nADAPTER ./lora/adapter_model.safetensors\nSYSTEM Be kind.\n"
+    )
+    done = quantd("create", "kind", "-f", here / "Modelfile", "-q", "q8_0", "--json")
+    assert done.exception is None, done.exception
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["name"] == "kind:latest"
+    assert [one["status"] for one in events[-3:-1]] == ["computing the digest", "writing the manifest"]
+    Quantizer(folder, here / "same.gguf", "Q8_0", adapters=[Adapter(here / "lora")]).run()
+    stored = ModelStore(here / "store").find(ModelName.parse("kind"))
+    found, same = ModelFile.open(stored.path), ModelFile.open(here / "same.gguf")
+    assert all(np.array_equal(found.data(name), same.data(name)) for name in same.tensors)
+    assert stored.manifest.source == "tiny, converted to Q8_0, 1 adapter merged"
+    assert not list((here / "store" / "blobs").glob("making*"))
 
 
 def test_no_modelfile(here):
