@@ -10,7 +10,7 @@ from runtime.errors import ContextLengthError, RequestError
 from runtime.memory import RuntimeSettings
 from runtime.request import Request
 from runtime.sampling import SamplingParams
-from runtime.step_plan import StepPlan, StepResult
+from runtime.step_plan import MAX_TOP_LOGPROBS, StepPlan, StepResult
 
 SamplerFactory = Callable[[SamplingParams], Any]
 
@@ -82,6 +82,11 @@ def check_request(request: Request, model: EngineModel) -> None:
         raise RequestError("prompt", "the prompt has no tokens; at least one is needed")
     if request.max_tokens < 1:
         raise RequestError("options.max_tokens", f"max_tokens is {request.max_tokens}; at least 1 is needed")
+    if request.prompt_logprobs is not None and not 0 <= request.prompt_logprobs <= MAX_TOP_LOGPROBS:
+        raise RequestError(
+            "prompt_logprobs",
+            f"prompt_logprobs is {request.prompt_logprobs}; 0 to {MAX_TOP_LOGPROBS} are possible",
+        )
     if n_prompt >= context_tokens:
         raise ContextLengthError(
             "prompt",

@@ -59,7 +59,7 @@ def extend(
     if num_top is None:
         events.append(TokenEvent(request.id, token_id, None, _NO_TOP))
     else:
-        top = _top(result, index, num_top)
+        top = top_of(result, index, num_top)
         events.append(TokenEvent(request.id, token_id, float(result.logprobs[index]), top))
     if request.constraint is not None:
         return _follow_constraint(sequence, token_id, events, now_s)
@@ -93,7 +93,7 @@ def _follow_constraint(sequence: Sequence, token_id: int, events: list[Event], n
     return None
 
 
-def _top(result: StepResult, index: int, num_top: int) -> tuple[tuple[int, float], ...]:
+def top_of(result: StepResult, index: int, num_top: int) -> tuple[tuple[int, float], ...]:
     """The best `num_top` alternatives of a row, without the padding."""
     ids = result.top_ids[index, :num_top].tolist()
     logprobs = result.top_logprobs[index, :num_top].tolist()

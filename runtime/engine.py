@@ -30,6 +30,7 @@ from runtime.errors import EngineStoppedError, ModelChangedError, QueueFullError
 from runtime.pacing import LiveRates, StepPacer
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
+from runtime.prompt_scores import make_scorers
 from runtime.request import (
     ERROR_ENGINE_FAILED,
     ERROR_ENGINE_STOPPED,
@@ -159,7 +160,8 @@ class Engine:
             self._check_open()
             self._check_room()
         sampler = make_sampler(request, self._sampler_factory)
-        sequence = self._scheduler.prepare(request, sampler, time.monotonic())
+        scorers = make_scorers(request, self._sampler_factory)
+        sequence = self._scheduler.prepare(request, sampler, time.monotonic(), scorers)
         with self._wake:
             self._check_open()
             self._check_room()

@@ -105,6 +105,8 @@ class Request:
     # Requests share computed prefixes only within a scope; the services set it from the caller's API key.
     cache_scope: str = ""
     speculate: bool = True  # False: do not guess tokens for this request, whatever the engine's setting
+    # Alternatives to report with the log-probability of each prompt token, 0 to 20; None: none.  The whole prompt is computed then.
+    prompt_logprobs: int | None = None
 
 
 class TokenEvent(NamedTuple):
@@ -117,6 +119,15 @@ class TokenEvent(NamedTuple):
     token_id: int
     logprob: float | None  # of the raw logits; None unless the request asked for log-probabilities
     top: tuple[tuple[int, float], ...]  # (token id, log-probability), best first
+
+
+class PromptEvent(NamedTuple):
+    """Prompt tokens whose log-probability is known now; the first token of a prompt has none."""
+
+    request_id: str
+    start: int  # index in the prompt of the first of them
+    logprobs: tuple[float, ...]  # of the raw logits, one for each token
+    tops: tuple[tuple[tuple[int, float], ...], ...]  # (token id, log-probability) for each token, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +147,7 @@ class FinishEvent:
     accepted_tokens: int = 0  # of these, guesses that the model confirmed
 
 
-Event = TokenEvent | FinishEvent
+Event = TokenEvent | PromptEvent | FinishEvent
 
 
 class Sequence:
@@ -168,9 +179,11 @@ class Sequence:
         "num_known",
         "num_preempted",
         "num_published",
+        "num_scored",
         "prompt_tokens",
         "request",
         "sampler",
+        "scorers",
         "state",
         "submitted_s",
         "token_items",
@@ -183,6 +196,10 @@ class Sequence:
         """`limit_tokens`: known tokens at which it ends; `page_tokens` sizes its worst case in pages."""
         self.request = request
         self.sampler = sampler  # runtime._native.Sampler or what stands for it in a test
+        self.scorers: tuple[Any, Any] | None = (
+            None  # report the prompt's log-probabilities, in turn, if wanted
+        )
+        self.num_scored = 1  # prompt tokens whose log-probability was told, or is none
         self.state = State.WAITING
         self.prompt_tokens = len(request.prompt_ids)
         self.limit_tokens = limit_tokens
@@ -208,6 +225,11 @@ class Sequence:
         self.submitted_s = submitted_s
         self.admitted_s: float | None = None
         self.first_token_s: float | None = None
+
+    @property
+    def is_scoring(self) -> bool:
+        """True: it computes all rows of its prompt, because their log-probabilities are wanted."""
+        return self.scorers is not None and self.num_scored < self.prompt_tokens
 
     @property
     def num_wanted(self) -> int:

@@ -33,6 +33,7 @@ from runtime.continuation import confirm_draft, extend
 from runtime.pacing import StepCosts
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
+from runtime.prompt_scores import prompt_event
 from runtime.prompt_shares import share_among_prompts
 from runtime.request import (
     ERROR_NON_FINITE_LOGITS,
@@ -130,8 +131,13 @@ class Scheduler:
 
     # For the engine: what changes.
 
-    def prepare(self, request: Request, sampler: Any, now_s: float) -> Sequence:
-        """A sequence for `add`.  Reads constants only, so any thread may do this part, which copies the prompt."""
+    def prepare(
+        self, request: Request, sampler: Any, now_s: float, scorers: tuple[Any, Any] | None = None
+    ) -> Sequence:
+        """A sequence for `add`.  Reads constants only, so any thread may do this part, which copies the prompt.
+
+        `scorers`: those of runtime/prompt_scores.py, for a request that wants its prompt's log-probabilities.
+        """
         if not request.prompt_ids or request.max_tokens < 1:
             raise ValueError(f"request {request.id!r} has no prompt or wants no tokens")
         if len(request.prompt_ids) >= self.context_tokens:
@@ -143,6 +149,7 @@ class Scheduler:
             page_tokens=self.page_tokens,
             submitted_s=now_s,
         )
+        sequence.scorers = scorers
         if self._prefix is not None:
             sequence.keys.append(self._prefix.root(request.cache_scope))
             self._prefix.extend(sequence.keys, sequence.tokens)
@@ -207,19 +214,26 @@ class Scheduler:
         taken: list[
             tuple[Sequence, int, int]
         ] = []  # with the first entry of `result` that counts, and their number
-        index = 0
-        for sequence in batch.sampled:
-            num_drafted, num_taken = sequence.num_drafted, 1
-            if num_drafted:
+        for sequence, index in zip(batch.sampled, batch.sampled_at, strict=True):
+            num_taken = 1
+            if sequence.num_drafted:
                 num_taken += self._confirm_draft(sequence, result, index)
             taken.append((sequence, index, num_taken))
-            index += num_drafted + 1
+        scored = batch.scored
         if self._prefix is not None:
             for sequence in batch.sequences:
                 self._publish(sequence, self._prefix)
         batch.clear()
         events: list[Event] = []
+        for one in scored:
+            told = prompt_event(one, result)
+            if told is not None:
+                events.append(told)
+            else:
+                events.append(self._finish(one.sequence, FinishReason.FAILED, now_s, ERROR_NON_FINITE_LOGITS))
         for sequence, index, num_taken in taken:
+            if sequence.state is State.DONE:
+                continue
             before = sequence.completion_tokens
             for at in range(index, index + num_taken):
                 ending = extend(sequence, result, at, events, now_s)
@@ -265,6 +279,8 @@ class Scheduler:
 
     def _shareable(self, sequence: Sequence) -> list[bytes]:
         """Keys of the pages that it need not compute where somebody has: all full ones before its last known token."""
+        if sequence.is_scoring:
+            return []
         return sequence.keys[1 : 1 + (sequence.num_known - 1) // self.page_tokens]
 
     def _adopt(self, sequence: Sequence) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.pages import Lease, PagePool
+from runtime.prompt_scores import Scored, scored_rows
 from runtime.request import Sequence
 from runtime.step_plan import StepPlan, items
 
@@ -22,6 +23,7 @@ class _Plain:
     plan: StepPlan
     sequences: list[Sequence]
     num_rows: list[int]  # all 1
+    sampled_at: list[int]  # 0, 1, 2, ...
     leases: list[Lease | None]
     limits: list[int]  # tokens that the pages of each hold
 
@@ -32,7 +34,9 @@ class StepBatch:
     def __init__(self, pool: PagePool, page_tokens: int, context_tokens: int, max_step_rows: int) -> None:
         self.sequences: list[Sequence] = []  # in order of the step's rows
         self.num_rows: list[int] = []  # of each of them
-        self.sampled: list[Sequence] = []  # those with a wanted row, in order of out_rows
+        self.sampled: list[Sequence] = []  # those that get a token, in order of out_rows
+        self.sampled_at: list[int] = []  # the first output of each of them
+        self.scored: list[Scored] = []  # outputs that tell of prompts
         self.prompt_rows = self.total_rows = 0  # rows of prompts, and all rows
         self._plain: _Plain | None = (
             None  # the last step, where it had one row for each answer and nothing else
@@ -51,6 +55,7 @@ class StepBatch:
         self._out_rows = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
         self._out_row_items = items(self._out_rows)
         self._targets = np.full(max_step_rows, -1, np.int32)  # (max_step_rows,)
+        self._has_targets = False
         self._counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...
 
     def __bool__(self) -> bool:
@@ -63,6 +68,9 @@ class StepBatch:
             return again
         row = page = index = n_out = prompt_rows = 0
         samplers: list[Any] = []
+        if self._has_targets:
+            self._targets.fill(-1)
+            self._has_targets = False
         for sequence, n_rows in rows.items():
             begin, end = sequence.num_computed, sequence.num_computed + n_rows
             lease = sequence.lease
@@ -71,6 +79,10 @@ class StepBatch:
                 self._pool.grow(lease, -(-end // self._page_tokens))
             if begin < sequence.prompt_tokens:
                 prompt_rows += min(n_rows, sequence.prompt_tokens - begin)
+                if sequence.is_scoring:
+                    n_out = self._add_scored(
+                        sequence, scored_rows(sequence, n_rows), row - begin, n_out, samplers
+                    )
             if n_rows == 1:  # one number costs a third of a slice
                 self._token_items[row] = sequence.token_items[begin]
                 self._position_items[row] = begin
@@ -84,6 +96,7 @@ class StepBatch:
             self._seq_start_items[index] = row
             self._page_start_items[index] = page
             if end >= sequence.num_known:
+                self.sampled_at.append(n_out)
                 for out_row in range(row - 1 - sequence.num_drafted, row):
                     self._out_row_items[n_out] = out_row
                     samplers.append(sequence.sampler)
@@ -105,11 +118,26 @@ class StepBatch:
         self._plain = self._remember(plan) if plain else None
         return plan
 
+    def _add_scored(
+        self, sequence: Sequence, positions: range, offset: int, n_out: int, samplers: list[Any]
+    ) -> int:
+        """Make outputs of rows of a prompt, whose row is `offset` from their position; returns the outputs in all."""
+        assert sequence.scorers is not None
+        for position in positions:
+            self._out_row_items[n_out] = position + offset
+            self._targets[n_out] = sequence.token_items[position + 1]
+            samplers.append(sequence.scorers[position % 2])
+            n_out += 1
+        if positions:
+            self.scored.append(Scored(sequence, positions.start + 1, n_out - len(positions), len(positions)))
+            self._has_targets = True
+        return n_out
+
     def _remember(self, plan: StepPlan) -> _Plain:
         """A step of one row for each of its answers: likely the next one differs by its tokens only."""
         leases = [sequence.lease for sequence in self.sequences]
         limits = [lease.used * self._page_tokens for lease in leases if lease is not None]
-        return _Plain(plan, self.sequences, self.num_rows, leases, limits)
+        return _Plain(plan, self.sequences, self.num_rows, self.sampled_at, leases, limits)
 
     def _plan_again(self, rows: dict[Sequence, int]) -> StepPlan | None:
         """The last plan with new tokens, where the step is the same otherwise; else None."""
@@ -130,6 +158,7 @@ class StepBatch:
             tokens[row] = sequence.token_items[begin]
             positions[row] = begin
         self.sequences = self.sampled = last.sequences
+        self.sampled_at = last.sampled_at
         self.num_rows = last.num_rows
         self.prompt_rows, self.total_rows = 0, len(last.sequences)
         return last.plan
@@ -139,4 +168,4 @@ class StepBatch:
         if self.total_rows > len(self.sequences):
             for sequence in self.sequences:
                 sequence.num_drafted = 0
-        self.sequences, self.num_rows, self.sampled = [], [], []
+        self.sequences, self.num_rows, self.sampled, self.sampled_at, self.scored = [], [], [], [], []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ class Choice:
     reasoning: list[str] = field(default_factory=list)
     calls: dict[int, pb.ToolCallDelta] = field(default_factory=dict)
     logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[pb.TokenLogprob] = field(default_factory=list)
     finish_reason: int = pb.FINISH_REASON_UNSPECIFIED
 
     def add(self, delta: pb.Delta) -> None:
@@ -31,6 +34,7 @@ class Choice:
         self.text.append(delta.text)
         self.reasoning.append(delta.reasoning)
         self.logprobs += delta.logprobs
+        self.prompt_logprobs += delta.prompt_logprobs
         self.finish_reason = delta.finish_reason or self.finish_reason
         for part in delta.tool_calls:
             call = self.calls.setdefault(part.index, pb.ToolCallDelta(index=part.index))
@@ -204,53 +208,92 @@ class CompletionShape(Shape):
     def __init__(self, *, request_id: str, model: str) -> None:
         super().__init__(request_id=request_id, model=model)
         self._offsets: dict[int, int] = {}  # characters of each answer before the next token
+        self._prompt_offsets: dict[
+            int, int
+        ] = {}  # the same within the echoed prompt, while its tokens are told
+        self._echoed: dict[int, str] = {}
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        """Build the text; tokens begin after the prompt where it is echoed."""
+        """Build the text; the answer's tokens begin after the prompt where it is echoed."""
         text = "".join(choice.text)
         tokens = b"".join(item.token for item in choice.logprobs).decode("utf-8", "replace")
-        self._offsets[index] = max(0, len(text) - len(tokens)) if choice.logprobs else 0
-        return self._choice(index, text, choice.logprobs, FINISH[choice.finish_reason])
+        told = _Told(_prompt_start(choice.prompt_logprobs, text))
+        told.add(choice.prompt_logprobs)
+        told.offset = max(0, len(text) - len(tokens))
+        told.add(choice.logprobs)
+        return self._choice(index, text, told, FINISH[choice.finish_reason])
 
     def opening(self, index: int) -> None:
         """Say nothing: completions have no role."""
 
     def part(self, delta: pb.Delta, logprobs: list[pb.TokenLogprob]) -> dict[str, Any]:
-        """Add text."""
-        choice = self._choice(delta.choice, delta.text, logprobs, None)
+        """Add text, or tell of the tokens of a prompt that was echoed before."""
+        index = delta.choice
+        if delta.prompt_logprobs:
+            start = _prompt_start(delta.prompt_logprobs, self._echoed.get(index, ""))
+            told = _Told(self._prompt_offsets.get(index, start))
+            told.add(delta.prompt_logprobs)
+            self._prompt_offsets[index] = told.offset
+            return self._choice(index, delta.text, told, None)
+        self._echoed.setdefault(index, delta.text)
         if not logprobs:
-            self._offsets[delta.choice] = self._offsets.get(delta.choice, 0) + len(delta.text)
-        return choice
+            self._offsets[index] = self._offsets.get(index, 0) + len(delta.text)
+        return self._choice(index, delta.text, self._tell(index, logprobs), None)
 
     def ending(self, index: int, logprobs: list[pb.TokenLogprob], reason: int) -> dict[str, Any]:
         """Say why it ended."""
-        return self._choice(index, "", logprobs, FINISH[reason])
+        return self._choice(index, "", self._tell(index, logprobs), FINISH[reason])
 
-    def _choice(
-        self, index: int, text: str, logprobs: list[pb.TokenLogprob], reason: str | None
-    ) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs(index, logprobs),
-            "finish_reason": reason,
-        }
+    def _tell(self, index: int, items: list[pb.TokenLogprob]) -> _Told:
+        told = _Told(self._offsets.get(index, 0))
+        told.add(items)
+        if items:
+            self._offsets[index] = told.offset
+        return told
 
-    def _logprobs(self, index: int, items: list[pb.TokenLogprob]) -> dict[str, Any] | None:
-        if not items:
-            return None
-        offset = self._offsets.get(index, 0)
-        offsets = []
+    @staticmethod
+    def _choice(index: int, text: str, told: _Told, reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": told.lists(), "finish_reason": reason}
+
+
+class _Told:
+    """Tokens with their log-probabilities in the four lists of the older API."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = (
+            offset  # characters before the next token; below 0 in the space that some tokenizers put first
+        )
+        self._tokens: list[str] = []
+        self._logprobs: list[float | None] = []
+        self._tops: list[dict[str, float] | None] = []
+        self._offsets: list[int] = []
+
+    def add(self, items: Iterable[pb.TokenLogprob]) -> None:
+        """Take in tokens that follow; the first one of a prompt has no log-probability."""
         for item in items:
-            offsets.append(offset)
-            offset += len(_text(item.token))
-        self._offsets[index] = offset
+            is_first = math.isnan(item.logprob)
+            self._tokens.append(_text(item.token))
+            self._logprobs.append(None if is_first else item.logprob)
+            self._tops.append(None if is_first else {_text(top.token): top.logprob for top in item.top})
+            self._offsets.append(max(0, self.offset))
+            self.offset += len(self._tokens[-1])
+
+    def lists(self) -> dict[str, Any] | None:
+        """What was taken in; None for nothing."""
+        if not self._tokens:
+            return None
         return {
-            "tokens": [_text(item.token) for item in items],
-            "token_logprobs": [item.logprob for item in items],
-            "top_logprobs": [{_text(top.token): top.logprob for top in item.top} for item in items],
-            "text_offset": offsets,
+            "tokens": self._tokens,
+            "token_logprobs": self._logprobs,
+            "top_logprobs": self._tops,
+            "text_offset": self._offsets,
         }
+
+
+def _prompt_start(items: Iterable[pb.TokenLogprob], text: str) -> int:
+    """Where a prompt's tokens begin: one character before it, where the tokenizer put a space in front."""
+    first = next((item.token for item in items if item.token), b"")
+    return -1 if first.startswith(b" ") and not text.startswith(" ") else 0
 
 
 def usage(done: pb.Done) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class ChunkWriter:
         chunks = self._open(delta.choice)
         held = self._logprobs.setdefault(delta.choice, [])
         held += delta.logprobs
-        if delta.text or delta.reasoning or delta.tool_calls:
+        if delta.text or delta.reasoning or delta.tool_calls or delta.prompt_logprobs:
             self._logprobs[delta.choice] = []
             part = self._shape.part(delta, held)
             if part.get("delta") != {}:

@@ -84,8 +84,6 @@ def completion_requests(request: CompletionRequest) -> list[pb.GenerateRequest]:
     options.max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     if request.logprobs is not None:
         options.top_logprobs = request.logprobs
-        if request.echo:
-            raise refuse("echo", "cannot be combined with logprobs by this server")
     if request.best_of is not None:
         if request.stream and request.best_of != (request.n or 1):
             raise refuse("best_of", "cannot be streamed: the best is known at the end")
@@ -93,6 +91,8 @@ def completion_requests(request: CompletionRequest) -> list[pb.GenerateRequest]:
     sent = []
     for prompt in _prompts(request.prompt):
         message = pb.GenerateRequest(model=request.model, options=options, echo=bool(request.echo))
+        if request.echo and request.logprobs is not None:
+            message.prompt_logprobs = request.logprobs
         if isinstance(prompt, str):
             message.text = prompt
         else:

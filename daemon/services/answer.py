@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daemon.bridge import RequestStream
@@ -14,7 +15,7 @@ from daemon.text.parts import Called, Part, PartSplitter, Said, Thought
 from daemon.text.stream import StopFilter, TextStream
 from quantd.v1 import generate_pb2 as pb
 from runtime import request as words
-from runtime.request import FinishEvent, FinishReason, TokenEvent
+from runtime.request import FinishEvent, FinishReason, PromptEvent, TokenEvent
 
 AnswerEvent = pb.Started | pb.Queued | pb.Delta | pb.Done
 
@@ -65,6 +66,8 @@ class Answer:
     accepted_s: float  # time.monotonic() of acceptance
     line_ms: float = 0.0  # spent in the line, before the engine had the request
     choice: int = 0
+    scored_ids: Sequence[int] | None = None  # of the prompt, where its log-probabilities are told
+    is_empty: bool = False  # no token was asked for: the one that the engine made is not told
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     logprob_sum: float = 0.0
@@ -73,10 +76,20 @@ class Answer:
 
     async def events(self) -> AsyncGenerator[pb.Delta | pb.Done, None]:
         """Deltas as tokens come, then Done; raises ApiError when the request ends without an answer."""
+        if self.scored_ids is not None:
+            first = pb.TokenLogprob(
+                token_id=self.scored_ids[0], token=self._token_bytes(self.scored_ids[0]), logprob=math.nan
+            )
+            yield pb.Delta(choice=self.choice, prompt_logprobs=[first])
         while True:
             event = await self.stream.next()
             if isinstance(event, FinishEvent):
                 break
+            if isinstance(event, PromptEvent):
+                yield self._scored(event)
+                continue
+            if self.is_empty:
+                continue
             delta = self._add(event)
             if delta is not None:
                 yield delta
@@ -115,6 +128,15 @@ class Answer:
             delta.logprobs.append(self._logprob(event))
         return self._with_ids(delta)
 
+    def _scored(self, event: PromptEvent) -> pb.Delta:
+        """The log-probabilities of more of the prompt."""
+        assert self.scored_ids is not None
+        ids = self.scored_ids[event.start : event.start + len(event.logprobs)]
+        delta = pb.Delta(choice=self.choice)
+        for token_id, logprob, top in zip(ids, event.logprobs, event.tops, strict=True):
+            delta.prompt_logprobs.append(self._token_logprob(token_id, logprob, top))
+        return delta
+
     def _take(self, parts: list[Part], delta: pb.Delta) -> None:
         for part in parts:
             if isinstance(part, Said):
@@ -152,16 +174,23 @@ class Answer:
         return delta
 
     def _logprob(self, event: TokenEvent) -> pb.TokenLogprob:
-        token_bytes = self.served.model.tokenizer.token_bytes
+        return self._token_logprob(event.token_id, event.logprob or 0.0, event.top)
+
+    def _token_logprob(
+        self, token_id: int, logprob: float, top: tuple[tuple[int, float], ...]
+    ) -> pb.TokenLogprob:
         return pb.TokenLogprob(
-            token_id=event.token_id,
-            token=token_bytes(event.token_id),
-            logprob=event.logprob or 0.0,
+            token_id=token_id,
+            token=self._token_bytes(token_id),
+            logprob=logprob,
             top=[
-                pb.TokenLogprob(token_id=token_id, token=token_bytes(token_id), logprob=logprob)
-                for token_id, logprob in event.top
+                pb.TokenLogprob(token_id=other, token=self._token_bytes(other), logprob=value)
+                for other, value in top
             ],
         )
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        return self.served.model.tokenizer.token_bytes(token_id)
 
     async def _stop(self) -> FinishEvent:
         """A stop text was reached: the engine gives up the session; what it sampled since is not part of the answer."""
@@ -184,7 +213,7 @@ class Answer:
 
     def _done(self, event: FinishEvent) -> pb.Done:
         stopped = self.stops.stopped
-        if stopped is None and event.reason is FinishReason.LENGTH:
+        if self.is_empty or (stopped is None and event.reason is FinishReason.LENGTH):
             reason = pb.FINISH_REASON_LENGTH
         elif stopped is None and self.splitter is not None and self.splitter.num_calls:
             reason = pb.FINISH_REASON_TOOL_CALLS
@@ -197,7 +226,9 @@ class Answer:
                 prompt_tokens=event.prompt_tokens,
                 # After a stop text the engine may have sampled one more: the answer ends where the text does.
                 cached_tokens=event.cached_tokens,
-                completion_tokens=self.completion_tokens if stopped is not None else event.completion_tokens,
+                completion_tokens=self.completion_tokens
+                if stopped is not None or self.is_empty
+                else event.completion_tokens,
                 reasoning_tokens=self.reasoning_tokens,
             ),
             timings=pb.Timings(

@@ -59,7 +59,14 @@ async def best(
             delta.choice = place
             if not with_logprobs:
                 delta.ClearField("logprobs")
-            if delta.text or delta.logprobs or delta.reasoning or delta.tool_calls or delta.finish_reason:
+            if (
+                delta.text
+                or delta.logprobs
+                or delta.prompt_logprobs
+                or delta.reasoning
+                or delta.tool_calls
+                or delta.finish_reason
+            ):
                 yield delta
     yield total
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from daemon.access.line import Ticket
 from daemon.access.lines import Lines
@@ -24,7 +24,7 @@ from daemon.services.constraint import Constraints
 from daemon.services.defaults import with_defaults
 from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, Served
-from daemon.services.options import Options, invalid, read_options, read_priority
+from daemon.services.options import Options, check_top_logprobs, invalid, read_options, read_priority
 from daemon.services.prompt import (
     Prompt,
     check_messages,
@@ -165,6 +165,7 @@ class GenerateService:
             n_vocab=model.tokenizer.n_vocab,
             context_tokens=model.context_tokens,
             encode=model.tokenizer.encode_continuation,
+            min_tokens=0 if _tells_prompt(request) else 1,
         )
         priority = read_priority(request.options, call.caller.key.priority)
         check(request, served)
@@ -178,7 +179,9 @@ class GenerateService:
             own = await self.constraints.compile(prompt.plan, model, options.best_of)
         if call.deadline is not None and time.monotonic() >= call.deadline:
             raise ApiError("DEADLINE_EXCEEDED", "The time for this request ran out.")
-        return _Asked(prompt, options, priority, accepted_s, own)
+        scores = request.prompt_logprobs if _scores_prompt(request) else None
+        check_top_logprobs("prompt_logprobs", scores)
+        return _Asked(prompt, options, priority, accepted_s, own, scores)
 
     def _submit_all(self, asked: _Asked, call: Call, served: Served, ticket: Ticket) -> list[Answer]:
         """Gives every choice to the engine; its session is given back when the engine says that it is over."""
@@ -230,6 +233,8 @@ class GenerateService:
             accepted_s=asked.accepted_s,
             line_ms=ticket.waited_s * 1e3,
             choice=choice,
+            scored_ids=prompt.ids if asked.prompt_logprobs is not None else None,
+            is_empty=asked.options.max_tokens == 0,
         )
 
     def _finished(self, call: Call, answer: Answer, event: FinishEvent) -> None:
@@ -267,6 +272,7 @@ class _Asked:
     priority: int
     accepted_s: float  # time.monotonic()
     constraints: list[Any]  # one for each choice; None: the answer is free
+    prompt_logprobs: int | None  # alternatives to tell of each prompt token; None: nothing
 
 
 def _engine_request(call: Call, asked: _Asked, *, model: Any, choice: int) -> Request:
@@ -281,13 +287,24 @@ def _engine_request(call: Call, asked: _Asked, *, model: Any, choice: int) -> Re
     return Request(
         id=new_request_id(),  # the call's own id may be a caller's choice, and not unique
         prompt_ids=prompt.ids,
-        max_tokens=room if options.max_tokens is None else min(room, options.max_tokens),
+        # An answer of no tokens is one token that nobody hears of: the engine has no request without.
+        max_tokens=room if options.max_tokens is None else min(room, max(1, options.max_tokens)),
         sampling=sampling,
         stop_token_ids=frozenset() if options.ignore_eos else model.eog_token_ids,
         deadline=call.deadline,
         cache_scope=call.cache_scope,
         constraint=asked.constraints[choice],
+        prompt_logprobs=asked.prompt_logprobs,
     )
+
+
+def _tells_prompt(request: Message) -> bool:
+    """True: the answer has something to say without a token."""
+    return isinstance(request, pb.GenerateRequest) and (request.echo or _scores_prompt(request))
+
+
+def _scores_prompt(request: Message) -> TypeGuard[pb.GenerateRequest]:
+    return isinstance(request, pb.GenerateRequest) and request.HasField("prompt_logprobs")
 
 
 def _events(
@@ -335,6 +352,7 @@ async def _gather(events: AsyncIterator[AnswerEvent], response: Any) -> None:
                 call.id, call.name = call.id or part.id, call.name or part.name
                 call.arguments += part.arguments
             response.answer.logprobs.extend(event.logprobs)
+            response.answer.prompt_logprobs.extend(event.prompt_logprobs)
             response.answer.token_ids.extend(event.token_ids)
         else:
             response.done.CopyFrom(event)

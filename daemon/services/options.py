@@ -46,20 +46,25 @@ def invalid(field: str, message: str) -> ApiError:
 
 
 def read_options(
-    options: pb.GenerationOptions, *, n_vocab: int, context_tokens: int, encode: Callable[[str], list[int]]
+    options: pb.GenerationOptions,
+    *,
+    n_vocab: int,
+    context_tokens: int,
+    encode: Callable[[str], list[int]],
+    min_tokens: int = 1,
 ) -> Options:
     """Checks every field and fills in the defaults; ApiError INVALID_ARGUMENT names the first bad one.
 
-    `encode` gives the tokens of a text that is to be biased.
+    `encode` gives the tokens of a text that is to be biased; max_tokens is at least `min_tokens`.
     """
     max_tokens = options.max_tokens if options.HasField("max_tokens") else None
-    if max_tokens is not None and not 1 <= max_tokens <= context_tokens:
+    if max_tokens is not None and not min_tokens <= max_tokens <= context_tokens:
         raise invalid(
-            "options.max_tokens", f"must be 1 to {context_tokens} (the session's context), not {max_tokens}"
+            "options.max_tokens",
+            f"must be {min_tokens} to {context_tokens} (the session's context), not {max_tokens}",
         )
     top_logprobs = options.top_logprobs if options.HasField("top_logprobs") else None
-    if top_logprobs is not None and not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
-        raise invalid("options.top_logprobs", f"must be 0 to {MAX_TOP_LOGPROBS}, not {top_logprobs}")
+    check_top_logprobs("options.top_logprobs", top_logprobs)
     num_choices = options.num_choices if options.HasField("num_choices") else 1
     if not 1 <= num_choices <= MAX_NUM_CHOICES:
         raise invalid("options.num_choices", f"must be 1 to {MAX_NUM_CHOICES}, not {num_choices}")
@@ -84,6 +89,12 @@ def read_options(
         num_choices=num_choices,
         best_of=best_of,
     )
+
+
+def check_top_logprobs(field: str, value: int | None) -> None:
+    """Refuses a number of alternatives that no step can report."""
+    if value is not None and not 0 <= value <= MAX_TOP_LOGPROBS:
+        raise invalid(field, f"must be 0 to {MAX_TOP_LOGPROBS}, not {value}")
 
 
 def read_priority(options: pb.GenerationOptions, highest: int) -> int:

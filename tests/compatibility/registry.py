@@ -202,7 +202,7 @@ FIELDS: dict[str, tuple[Row, ...]] = {
         *_SAMPLING,
         Row("max_tokens", 5),
         Row("best_of", 2),
-        Row("echo", True, note="not together with logprobs"),
+        Row("echo", True, note="with logprobs: those of the prompt too"),
         Row("logprobs", 2),
         Row("suffix", "x", note="where the model has fill-in-the-middle tokens"),
         *_EXTRA,

@@ -11,7 +11,7 @@ from daemon.services.host import Parts
 from daemon.text.template import ChatTemplate
 from runtime.errors import EngineStoppedError
 from runtime.memory import MemoryPlan
-from runtime.request import FinishEvent, FinishReason, TokenEvent
+from runtime.request import FinishEvent, FinishReason, PromptEvent, TokenEvent
 
 CONTEXT_TOKENS = 128
 EOS = 256
@@ -230,6 +230,7 @@ class FakeEngine:
                 self.running[request.id] = SimpleNamespace(
                     request=request,
                     sent=0,
+                    told=False,
                     ready=time.monotonic() + (0 if request.id == "warm-up" else self.prefill_s),
                 )
         except queue.Empty:
@@ -247,6 +248,11 @@ class FakeEngine:
             return self._finish(sequence, FinishReason.FAILED, self.error)
         if sequence.sent >= request.max_tokens:
             return self._finish(sequence, FinishReason.LENGTH)
+        if request.prompt_logprobs is not None and not sequence.told:
+            sequence.told = True
+            count = len(request.prompt_ids) - 1
+            tops = ((((7, -1.0),) * request.prompt_logprobs),) * count
+            return PromptEvent(request_id, 1, tuple(-0.25 * (n + 1) for n in range(count)), tops)
         token_id = self.script[sequence.sent % len(self.script)]
         sequence.sent += 1
         if token_id in request.stop_token_ids:

@@ -1,6 +1,7 @@
 """Several answers to one request over gRPC: order, seeds, the best of them, and no session left behind."""
 
 import asyncio
+import math
 
 import pytest
 
@@ -101,3 +102,47 @@ async def test_texts_can_be_biased(world):
     assert error.field == "options.sampling.logit_bias"
     error = await refusal(ask(world, sampling=pb.SamplingParams(text_bias={"a": 101})))
     assert error.field == "options.sampling.logit_bias"
+
+
+async def test_log_probabilities_of_the_prompt_stand_in_front_of_each(world):
+    request = pb.GenerateRequest(
+        text="abc", echo=True, prompt_logprobs=2, options=pb.GenerationOptions(num_choices=2, max_tokens=2)
+    )
+    deltas = [event.delta for event in await collect(world.generate.Generate(request)) if event.HasField("delta")]
+    for choice in (0, 1):
+        own = [delta for delta in deltas if delta.choice == choice]
+        assert [delta.text for delta in own][0] == "abc"
+        told = [one for delta in own for one in delta.prompt_logprobs]
+        assert b"".join(one.token for one in told) == b"abc"
+        assert math.isnan(told[0].logprob)
+        assert [one.logprob for one in told[1:]] == [-0.25, -0.5]
+        assert [len(one.top) for one in told] == [0, 2, 2]
+        kinds = [bool(delta.prompt_logprobs) for delta in own]
+        assert kinds[:3] == [False, True, True]
+        assert not any(kinds[3:])
+
+
+async def test_a_prompt_alone(world):
+    options = pb.GenerationOptions(max_tokens=0)
+    request = pb.GenerateRequest(text="abc", prompt_logprobs=0, options=options)
+    answer = await world.generate.GenerateUnary(rpc.GenerateUnaryRequest(request=request))
+    assert len(answer.answer.prompt_logprobs) == 3
+    assert (answer.answer.text, answer.done.usage.completion_tokens) == ("", 0)
+    assert answer.done.finish_reason == pb.FINISH_REASON_LENGTH
+    echoed = pb.GenerateRequest(text="abc", echo=True, options=options)
+    assert (await world.generate.GenerateUnary(rpc.GenerateUnaryRequest(request=echoed))).answer.text == "abc"
+    for bad, field in (
+        (pb.GenerateRequest(text="abc", options=options), "options.max_tokens"),
+        (pb.GenerateRequest(text="abc", prompt_logprobs=21), "prompt_logprobs"),
+        (pb.GenerateRequest(text="abc", prompt_logprobs=-1), "prompt_logprobs"),
+    ):
+        error = await refusal(world.generate.GenerateUnary(rpc.GenerateUnaryRequest(request=bad)))
+        assert error.field == field
+
+
+async def test_the_best_answers_keep_the_prompts_log_probabilities(world):
+    options = pb.GenerationOptions(num_choices=1, best_of=3, max_tokens=2)
+    request = pb.GenerateRequest(text="ab", prompt_logprobs=0, options=options)
+    deltas = [event.delta for event in await collect(world.generate.Generate(request)) if event.HasField("delta")]
+    assert {delta.choice for delta in deltas} == {0}
+    assert sum(len(delta.prompt_logprobs) for delta in deltas) == 2

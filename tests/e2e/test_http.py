@@ -190,3 +190,19 @@ def test_the_gateway_alone_without_a_daemon():
         assert process.stop()[0] == 0
     finally:
         process.kill()
+
+
+def test_an_echoed_prompt_is_scored_as_it_was_generated(served):
+    ids = [5, 300, 17]
+    asked = {"model": "demo", "prompt": ids, "temperature": 0, "max_tokens": 12, "logprobs": 2, "seed": 1}
+    made = json.loads(fetch(f"{served.url}/v1/completions", asked)[2])["choices"][0]["logprobs"]
+    assert len(made["tokens"]) >= 4
+    found = json.loads(fetch(f"{served.url}/tokenize", {"content": "".join(made["tokens"])})[2])["tokens"]
+    scored = {**asked, "prompt": [*ids, *found], "echo": True, "max_tokens": 0}
+    told = json.loads(fetch(f"{served.url}/v1/completions", scored)[2])["choices"][0]
+    assert len(told["logprobs"]["tokens"]) == len(ids) + len(found)
+    assert told["logprobs"]["token_logprobs"][0] is None
+    assert told["logprobs"]["tokens"][len(ids) :] == made["tokens"], "another split of the same text"
+    # A row has the same bits in a prompt and in an answer.
+    assert told["logprobs"]["token_logprobs"][len(ids) :] == made["token_logprobs"]
+    assert told["logprobs"]["top_logprobs"][len(ids) :] == made["top_logprobs"]

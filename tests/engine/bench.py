@@ -2,6 +2,7 @@
 
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
+from runtime.prompt_scores import make_scorers
 from runtime.request import Event, Request
 from runtime.scheduler import Scheduler
 from tests.engine.fakes import Collector, FakeModel, FakeSampler, next_token
@@ -39,7 +40,8 @@ class Bench:
 
     def add(self, request: Request) -> None:
         sampler = self.samplers[request.id] = FakeSampler(request.sampling)
-        self.scheduler.add(self.scheduler.prepare(request, sampler, self.now_s))
+        scorers = make_scorers(request, FakeSampler)
+        self.scheduler.add(self.scheduler.prepare(request, sampler, self.now_s, scorers))
 
     def step(self, row_budget: int = 64) -> list[Event]:
         plan = self.scheduler.schedule(row_budget, self.now_s)

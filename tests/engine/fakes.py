@@ -49,6 +49,11 @@ def next_token(history: list[int], seed: int = 0) -> int:
     return value % N_VOCAB
 
 
+def logprob_of(history: list[int], token: int) -> float:
+    """What the fake model says of a token behind a history."""
+    return -1.0 - next_token([*history, token])
+
+
 def echo_token(history: list[int], seed: int = 0) -> int:
     """Mostly the token of seven places before, so that answers repeat themselves; now and then another one."""
     value = next_token(history, seed)
@@ -123,6 +128,10 @@ class FakeModel:
                     result.outcomes[index] = Outcome.NON_FINITE
                     continue
                 sampler = plan.samplers[index]
+                if plan.targets[index] >= 0:
+                    result.target_logprobs[index] = logprob_of(history, int(plan.targets[index]))
+                if sampler is None:
+                    continue
                 if index and row - 1 in outputs and sampler is plan.samplers[index - 1]:
                     # A guess: nothing is drawn behind a wrong one.
                     if result.token_ids[index - 1] != plan.tokens[row]:

@@ -252,7 +252,6 @@ async def test_prompts(client, backend, prompt):
         {"n": "2"},
         {"logprobs": True},
         {"echo": 1},
-        {"echo": True, "logprobs": 1},
     ],
 )
 async def test_completion_fields(client, changes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import time
 
@@ -11,6 +12,7 @@ import httpx2
 import pytest
 
 from daemon.errors import ApiError
+from quantd.v1 import generate_pb2 as pb
 
 
 def events(text):
@@ -123,3 +125,49 @@ async def test_no_task_is_left(client, backend, make_chat):
     await asyncio.sleep(0.05)
     assert len(asyncio.all_tasks()) == before
     assert backend.num_open == 0
+
+
+def scored(*tokens):
+    """Deltas of a prompt's tokens as a backend sends them, some steps apart."""
+    items = [
+        pb.TokenLogprob(token_id=n, token=token, logprob=-0.5 * n, top=[pb.TokenLogprob(token=b"t", logprob=-1)])
+        for n, token in enumerate(tokens)
+    ]
+    items[0] = pb.TokenLogprob(token=tokens[0], logprob=math.nan)
+    return [pb.Delta(prompt_logprobs=items[:1]), pb.Delta(prompt_logprobs=items[1:])]
+
+
+ECHO = {"model": "demo", "prompt": "Say it", "echo": True, "logprobs": 1, "max_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "offsets"),
+    [
+        ((b"Say", b" it"), [0, 3]),
+        ((b"", b"Say", b" it"), [0, 0, 3]),  # a token that begins every text, and has none
+        ((b" Say", b" it"), [0, 3]),  # a tokenizer that puts a space in front
+    ],
+)
+async def test_log_probabilities_of_an_echoed_prompt(client, backend, tokens, offsets):
+    backend.texts = [pb.Delta(text="Say it"), *scored(*tokens), " now", "!"]
+    whole = (await client.post("/v1/completions", json=ECHO)).json()["choices"][0]
+    assert backend.requests[0].prompt_logprobs == 1
+    assert whole["text"] == "Say it now!"
+    assert whole["logprobs"]["tokens"] == [*(token.decode() for token in tokens), " now", "!"]
+    assert whole["logprobs"]["text_offset"] == [*offsets, 6, 10]
+    assert whole["logprobs"]["token_logprobs"] == [None, *(-0.5 * n for n in range(1, len(tokens))), -0.5, -0.5]
+    assert whole["logprobs"]["top_logprobs"][0] is None
+    assert whole["logprobs"]["top_logprobs"][1] == {"t": -1}
+    answer = await client.post("/v1/completions", json={**ECHO, "stream": True})
+    parts = [json.loads(line[6:])["choices"][0] for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert "".join(part["text"] for part in parts) == whole["text"]
+    for field, values in whole["logprobs"].items():
+        assert [one for part in parts if part["logprobs"] for one in part["logprobs"][field]] == values
+
+
+async def test_a_prompt_alone(client, backend):
+    backend.texts, backend.finish = [pb.Delta(text="Say it"), *scored(b"Say", b" it")], pb.FINISH_REASON_LENGTH
+    whole = (await client.post("/v1/completions", json={**ECHO, "max_tokens": 0})).json()["choices"][0]
+    assert (whole["text"], whole["finish_reason"]) == ("Say it", "length")
+    assert len(whole["logprobs"]["tokens"]) == 2
+    assert backend.requests[0].options.HasField("max_tokens")
