@@ -160,7 +160,7 @@ class Engine:
             self._check_open()
             self._check_room()
         sampler = make_sampler(request, self._sampler_factory)
-        scorers = make_scorers(request, self._sampler_factory)
+        scorers = make_scorers(request, self._sampler_factory, self._model.settings.max_step_rows)
         sequence = self._scheduler.prepare(request, sampler, time.monotonic(), scorers)
         with self._wake:
             self._check_open()

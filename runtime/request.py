@@ -196,8 +196,8 @@ class Sequence:
         """`limit_tokens`: known tokens at which it ends; `page_tokens` sizes its worst case in pages."""
         self.request = request
         self.sampler = sampler  # runtime._native.Sampler or what stands for it in a test
-        self.scorers: tuple[Any, Any] | None = (
-            None  # report the prompt's log-probabilities, in turn, if wanted
+        self.scorers: list[Any] | None = (
+            None  # report the alternatives of prompt tokens, where they are wanted
         )
         self.num_scored = 1  # prompt tokens whose log-probability was told, or is none
         self.state = State.WAITING

@@ -132,7 +132,7 @@ class Scheduler:
     # For the engine: what changes.
 
     def prepare(
-        self, request: Request, sampler: Any, now_s: float, scorers: tuple[Any, Any] | None = None
+        self, request: Request, sampler: Any, now_s: float, scorers: list[Any] | None = None
     ) -> Sequence:
         """A sequence for `add`.  Reads constants only, so any thread may do this part, which copies the prompt.
 

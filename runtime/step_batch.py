@@ -126,7 +126,7 @@ class StepBatch:
         for position in positions:
             self._out_row_items[n_out] = position + offset
             self._targets[n_out] = sequence.token_items[position + 1]
-            samplers.append(sequence.scorers[position % 2])
+            samplers.append(sequence.scorers[position % len(sequence.scorers)])
             n_out += 1
         if positions:
             self.scored.append(Scored(sequence, positions.start + 1, n_out - len(positions), len(positions)))

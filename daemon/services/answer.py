@@ -190,7 +190,8 @@ class Answer:
         )
 
     def _token_bytes(self, token_id: int) -> bytes:
-        return self.served.model.tokenizer.token_bytes(token_id)
+        token: bytes = self.served.model.tokenizer.token_bytes(token_id)
+        return token
 
     async def _stop(self) -> FinishEvent:
         """A stop text was reached: the engine gives up the session; what it sampled since is not part of the answer."""

@@ -108,10 +108,12 @@ async def test_log_probabilities_of_the_prompt_stand_in_front_of_each(world):
     request = pb.GenerateRequest(
         text="abc", echo=True, prompt_logprobs=2, options=pb.GenerationOptions(num_choices=2, max_tokens=2)
     )
-    deltas = [event.delta for event in await collect(world.generate.Generate(request)) if event.HasField("delta")]
+    deltas = [
+        event.delta for event in await collect(world.generate.Generate(request)) if event.HasField("delta")
+    ]
     for choice in (0, 1):
         own = [delta for delta in deltas if delta.choice == choice]
-        assert [delta.text for delta in own][0] == "abc"
+        assert own[0].text == "abc"
         told = [one for delta in own for one in delta.prompt_logprobs]
         assert b"".join(one.token for one in told) == b"abc"
         assert math.isnan(told[0].logprob)
@@ -143,6 +145,8 @@ async def test_a_prompt_alone(world):
 async def test_the_best_answers_keep_the_prompts_log_probabilities(world):
     options = pb.GenerationOptions(num_choices=1, best_of=3, max_tokens=2)
     request = pb.GenerateRequest(text="ab", prompt_logprobs=0, options=options)
-    deltas = [event.delta for event in await collect(world.generate.Generate(request)) if event.HasField("delta")]
+    deltas = [
+        event.delta for event in await collect(world.generate.Generate(request)) if event.HasField("delta")
+    ]
     assert {delta.choice for delta in deltas} == {0}
     assert sum(len(delta.prompt_logprobs) for delta in deltas) == 2

@@ -199,7 +199,9 @@ def test_an_echoed_prompt_is_scored_as_it_was_generated(served):
     assert len(made["tokens"]) >= 4
     found = json.loads(fetch(f"{served.url}/tokenize", {"content": "".join(made["tokens"])})[2])["tokens"]
     scored = {**asked, "prompt": [*ids, *found], "echo": True, "max_tokens": 0}
-    told = json.loads(fetch(f"{served.url}/v1/completions", scored)[2])["choices"][0]
+    status, _, answer = fetch(f"{served.url}/v1/completions", scored)
+    assert status == 200, answer
+    told = json.loads(answer)["choices"][0]
     assert len(told["logprobs"]["tokens"]) == len(ids) + len(found)
     assert told["logprobs"]["token_logprobs"][0] is None
     assert told["logprobs"]["tokens"][len(ids) :] == made["tokens"], "another split of the same text"

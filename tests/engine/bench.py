@@ -36,11 +36,12 @@ class Bench:
         )
         self.samplers: dict[str, FakeSampler] = {}
         self.sink = Collector()
+        self.events: list[Event] = []  # all of them, in order
         self.now_s = 100.0
 
     def add(self, request: Request) -> None:
         sampler = self.samplers[request.id] = FakeSampler(request.sampling)
-        scorers = make_scorers(request, FakeSampler)
+        scorers = make_scorers(request, FakeSampler, self.scheduler.max_step_rows)
         self.scheduler.add(self.scheduler.prepare(request, sampler, self.now_s, scorers))
 
     def step(self, row_budget: int = 64) -> list[Event]:
@@ -52,6 +53,7 @@ class Bench:
         self.now_s += 0.01
         events = self.scheduler.apply(result, self.now_s)
         self.sink(events)
+        self.events += events
         return events
 
     def run(self, max_steps: int = 1000) -> None:

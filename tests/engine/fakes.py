@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from runtime.memory import RuntimeSettings
-from runtime.request import Event, FinishEvent, Request, TokenEvent
+from runtime.request import Event, FinishEvent, PromptEvent, Request, TokenEvent
 from runtime.sampling import SamplingParams
 from runtime.step_plan import MAX_TOP_LOGPROBS, Outcome, StepPlan, StepResult
 
@@ -173,11 +173,16 @@ def check_plan(plan: StepPlan, page_tokens: int) -> None:
             assert writers.get(page, seq) == seq, "a page is read while another sequence writes it"
     out_rows = plan.out_rows.tolist()
     assert out_rows == sorted(set(out_rows))
-    # Of a sequence, its last rows: the last known token and the guesses behind it.
+    # Of a sequence, its last rows: the last known token and the guesses behind it; and rows that tell of a prompt.
+    targets = dict(zip(out_rows, plan.targets.tolist(), strict=True))
     last_rows = set((plan.seq_starts[1:] - 1).tolist())
-    assert all(row in last_rows or row + 1 in out_rows for row in out_rows)
+    assert all(row in last_rows or row + 1 in out_rows or targets[row] >= 0 for row in out_rows)
     assert plan.n_out == len(plan.samplers) == len(plan.targets)
-    assert (plan.targets == -1).all()
+    drawing = [one for one in plan.samplers if one is not None]
+    blocks = [one for at, one in enumerate(drawing) if not at or one is not drawing[at - 1]]
+    assert len({id(one) for one in blocks}) == len(blocks), "one sampler draws for two rows"
+    for row, target in targets.items():
+        assert target == -1 or row in last_rows or target == plan.tokens[row + 1], "not the token behind it"
 
 
 class Collector:
@@ -187,6 +192,7 @@ class Collector:
         self._changed = threading.Condition()
         self.tokens: dict[str, list[TokenEvent]] = {}
         self.finished: dict[str, FinishEvent] = {}
+        self.prompts: dict[str, list[PromptEvent]] = {}
         self.calls = 0
 
     def __call__(self, events: list[Event]) -> None:
@@ -196,6 +202,8 @@ class Collector:
                 assert event.request_id not in self.finished, "an event after the last one"
                 if isinstance(event, FinishEvent):
                     self.finished[event.request_id] = event
+                elif isinstance(event, PromptEvent):
+                    self.prompts.setdefault(event.request_id, []).append(event)
                 else:
                     self.tokens.setdefault(event.request_id, []).append(event)
             self._changed.notify_all()

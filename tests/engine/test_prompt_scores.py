@@ -29,7 +29,7 @@ def answer(events, id_):
 def check(bench, *requests):
     bench.run()
     for asked in requests:
-        events = [one for one in bench.sink.events if one.request_id == asked.id]
+        events = [one for one in bench.events if one.request_id == asked.id]
         assert answer(events, asked.id) == answer_alone(asked, bench.model.follow)
         assert isinstance(events[-1], FinishEvent)
         scores = told(events, asked.id)
@@ -77,11 +77,11 @@ def test_a_scored_prompt_is_computed_and_shared_afterwards():
     scored, third = Request("b", prompt, 2, prompt_logprobs=1), Request("c", prompt, 2)
     bench.add(scored)
     check(bench, first, scored)
-    finish = bench.sink.events[-1]
+    finish = bench.events[-1]
     assert finish.cached_tokens == 0
     bench.add(third)
     check(bench, first, scored, third)
-    assert bench.sink.events[-1].cached_tokens == 12
+    assert bench.events[-1].cached_tokens == 12
 
 
 def test_a_request_that_waits_again_is_told_nothing_twice():
@@ -103,7 +103,5 @@ def test_numbers_that_are_none_end_the_request():
     bench.add(bad)
     bench.add(good)
     check(bench, good)
-    (finish,) = [
-        one for one in bench.sink.events if isinstance(one, FinishEvent) and one.request_id == "bad"
-    ]
+    (finish,) = [one for one in bench.events if isinstance(one, FinishEvent) and one.request_id == "bad"]
     assert (finish.reason, finish.error) == (FinishReason.FAILED, "non_finite_logits")

@@ -162,6 +162,7 @@ class FakeBackend:
         return model_service_pb2.UploadBlobResponse()
 
     async def pull_model(self, request, context):
+        self.requests.append(request)
         for text in self.texts:
             if isinstance(text, Exception):
                 raise text

@@ -130,7 +130,9 @@ async def test_no_task_is_left(client, backend, make_chat):
 def scored(*tokens):
     """Deltas of a prompt's tokens as a backend sends them, some steps apart."""
     items = [
-        pb.TokenLogprob(token_id=n, token=token, logprob=-0.5 * n, top=[pb.TokenLogprob(token=b"t", logprob=-1)])
+        pb.TokenLogprob(
+            token_id=n, token=token, logprob=-0.5 * n, top=[pb.TokenLogprob(token=b"t", logprob=-1)]
+        )
         for n, token in enumerate(tokens)
     ]
     items[0] = pb.TokenLogprob(token=tokens[0], logprob=math.nan)
@@ -155,18 +157,28 @@ async def test_log_probabilities_of_an_echoed_prompt(client, backend, tokens, of
     assert whole["text"] == "Say it now!"
     assert whole["logprobs"]["tokens"] == [*(token.decode() for token in tokens), " now", "!"]
     assert whole["logprobs"]["text_offset"] == [*offsets, 6, 10]
-    assert whole["logprobs"]["token_logprobs"] == [None, *(-0.5 * n for n in range(1, len(tokens))), -0.5, -0.5]
+    assert whole["logprobs"]["token_logprobs"] == [
+        None,
+        *(-0.5 * n for n in range(1, len(tokens))),
+        -0.5,
+        -0.5,
+    ]
     assert whole["logprobs"]["top_logprobs"][0] is None
     assert whole["logprobs"]["top_logprobs"][1] == {"t": -1}
     answer = await client.post("/v1/completions", json={**ECHO, "stream": True})
-    parts = [json.loads(line[6:])["choices"][0] for line in answer.text.splitlines() if line.startswith("data: {")]
+    parts = [
+        json.loads(line[6:])["choices"][0] for line in answer.text.splitlines() if line.startswith("data: {")
+    ]
     assert "".join(part["text"] for part in parts) == whole["text"]
     for field, values in whole["logprobs"].items():
         assert [one for part in parts if part["logprobs"] for one in part["logprobs"][field]] == values
 
 
 async def test_a_prompt_alone(client, backend):
-    backend.texts, backend.finish = [pb.Delta(text="Say it"), *scored(b"Say", b" it")], pb.FINISH_REASON_LENGTH
+    backend.texts, backend.finish = (
+        [pb.Delta(text="Say it"), *scored(b"Say", b" it")],
+        pb.FINISH_REASON_LENGTH,
+    )
     whole = (await client.post("/v1/completions", json={**ECHO, "max_tokens": 0})).json()["choices"][0]
     assert (whole["text"], whole["finish_reason"]) == ("Say it", "length")
     assert len(whole["logprobs"]["tokens"]) == 2

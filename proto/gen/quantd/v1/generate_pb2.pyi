@@ -284,7 +284,9 @@ class GenerationOptions(_message.Message):
     NUM_CHOICES_FIELD_NUMBER: _builtins.int
     BEST_OF_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to generate, 1 to the context length. Unset: what the session's context has room for."""
+    """Most tokens to generate, 1 to the context length. Unset: what the session's context has room for. 0: none, where the prompt is
+    echoed or prompt_logprobs is set.
+    """
     ignore_eos: _builtins.bool
     """True: do not end at the model's end-of-text tokens. Default false."""
     top_logprobs: _builtins.int
@@ -439,6 +441,7 @@ class GenerateRequest(_message.Message):
     ECHO_FIELD_NUMBER: _builtins.int
     KEEP_ALIVE_MS_FIELD_NUMBER: _builtins.int
     SUFFIX_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of a model, loaded when it is first asked for. Empty: the model that the daemon was started with."""
     text: _builtins.str
@@ -456,6 +459,10 @@ class GenerateRequest(_message.Message):
     suffix: _builtins.str
     """What comes after the text to be written: the model fills in the middle, which only models with tokens for it can.
     Only for a text prompt; unset: nothing.
+    """
+    prompt_logprobs: _builtins.int
+    """How many of the most likely tokens to report with the log-probability of each token of the prompt, 0 to 20; the whole
+    prompt is computed for them, whatever is cached. Unset: nothing is told of the prompt.
     """
     @_builtins.property
     def tokens(self) -> Global___TokenIds:
@@ -476,19 +483,24 @@ class GenerateRequest(_message.Message):
         echo: _builtins.bool = ...,
         keep_alive_ms: _builtins.int | None = ...,
         suffix: _builtins.str | None = ...,
+        prompt_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_suffix", b"_suffix", "keep_alive_ms", b"keep_alive_ms", "options", b"options", "prompt", b"prompt", "suffix", b"suffix", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_prompt_logprobs", b"_prompt_logprobs", "_suffix", b"_suffix", "keep_alive_ms", b"keep_alive_ms", "options", b"options", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "suffix", b"suffix", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_suffix", b"_suffix", "echo", b"echo", "keep_alive_ms", b"keep_alive_ms", "model", b"model", "options", b"options", "parse_special", b"parse_special", "prompt", b"prompt", "suffix", b"suffix", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms", "_prompt_logprobs", b"_prompt_logprobs", "_suffix", b"_suffix", "echo", b"echo", "keep_alive_ms", b"keep_alive_ms", "model", b"model", "options", b"options", "parse_special", b"parse_special", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "suffix", b"suffix", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_alive_ms: _TypeAlias = _typing.Literal["keep_alive_ms"]  # noqa: Y015
     _WhichOneofArgType__keep_alive_ms: _TypeAlias = _typing.Literal["_keep_alive_ms", b"_keep_alive_ms"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__suffix: _TypeAlias = _typing.Literal["suffix"]  # noqa: Y015
     _WhichOneofArgType__suffix: _TypeAlias = _typing.Literal["_suffix", b"_suffix"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_alive_ms) -> _WhichOneofReturnType__keep_alive_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__suffix) -> _WhichOneofReturnType__suffix | None: ...
     @_typing.overload
@@ -808,6 +820,7 @@ class Delta(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text, whole UTF-8 characters only; empty only where another field is set."""
@@ -831,6 +844,12 @@ class Delta(_message.Message):
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
         """More of the calls that the model makes."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """Log-probabilities of the prompt's tokens, in order and before the answer, if they were asked for. That of the first token is
+        NaN: nothing comes before it.
+        """
+
     def __init__(
         self,
         *,
@@ -840,11 +859,12 @@ class Delta(_message.Message):
         choice: _builtins.int = ...,
         reasoning: _builtins.str = ...,
         tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
