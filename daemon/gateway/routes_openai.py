@@ -99,16 +99,14 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
 
     @router.get("/models", response_model=None)
     async def models(request: Request) -> Response:
-        """List the models that answer requests now."""
+        """List the models: those in memory first, the others are loaded when a request names them."""
         listed = await backend.list_models(model_service_pb2.ListModelsRequest(), _context(request))
-        return JsonResponse({"object": "list", "data": [_model(m) for m in listed.models if m.loaded]})
+        return JsonResponse({"object": "list", "data": [_model(m) for m in listed.models]})
 
     @router.get("/models/{name}", response_model=None)
     async def model(request: Request, name: str) -> Response:
-        """Describe a model that answers requests now."""
+        """Describe a model."""
         answer = await backend.get_model(model_service_pb2.GetModelRequest(name=name), _context(request))
-        if not answer.model.loaded:
-            raise ApiError("MODEL_NOT_FOUND", f"The model {name[:200]!r} is not loaded.", field="name")
         return JsonResponse(_model(answer.model))
 
     async def _answer(
@@ -137,6 +135,7 @@ def _model(model: model_pb2.Model) -> dict[str, Any]:
         "created": model.modified_unix_ms // 1000,
         "owned_by": "quantd",
         "meta": {
+            "loaded": model.loaded,
             "architecture": model.architecture,
             "quantization": model.quantization,
             "n_params": model.num_parameters,

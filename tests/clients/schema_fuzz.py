@@ -8,6 +8,7 @@ schemathesis lies in an environment of its own, as the clients do.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,12 @@ def main() -> int:
                 "--max-examples", asked.examples, "--seed", asked.seed, "--request-timeout", "30",
                 "--continue-on-failure",
             ]  # fmt: skip
-            return subprocess.run([*map(str, command)], check=False).returncode
+            environment = {
+                **os.environ,
+                "SCHEMATHESIS_HOOKS": "schema_hooks",
+                "PYTHONPATH": str(Path(__file__).resolve().parent),
+            }
+            return subprocess.run([*map(str, command)], check=False, env=environment).returncode
         finally:
             daemon.terminate()
             daemon.wait(30)

@@ -79,7 +79,7 @@ ENDPOINTS = (
     Endpoint("POST", "/api/blobs/sha256:aa", "stores a blob", {}, 201),
     Endpoint("GET", "/api/info", "memory, sessions and models of this server"),
     Endpoint("POST", "/api/push", "absent: nothing is published from here", {"model": "demo"}, 404),
-    Endpoint("GET", "/v1/models", "models that answer now"),
+    Endpoint("GET", "/v1/models", "every model; loaded when first asked"),
     Endpoint("GET", "/v1/models/demo", "one model"),
     Endpoint("POST", "/tokenize", "text or chat to token ids", {"content": "Hi"}),
     Endpoint("POST", "/detokenize", "token ids to text", {"tokens": [1]}),

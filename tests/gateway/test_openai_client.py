@@ -101,7 +101,7 @@ def test_length(ask, backend):
 
 
 def test_models(ask):
-    assert [m.id for m in ask.models.list()] == ["demo"]
+    assert [(m.id, m.meta["loaded"]) for m in ask.models.list()] == [("demo", True), ("other", False)]
     assert ask.models.retrieve("demo").created == 1_700_000_000
     with pytest.raises(openai.NotFoundError):
         ask.models.retrieve("nope")
