@@ -34,10 +34,12 @@ from daemon.log import get_logger
 from daemon.metrics_page import metrics_page
 from daemon.rpc.server import RpcServer
 from daemon.services import Services
-from daemon.services.build import build_services, find_model
+from daemon.services.asked import find_model
+from daemon.services.build import build_services
 from daemon.services.folder import ModelEntry
 from daemon.services.host import State
 from daemon.services.local import LocalBackend
+from daemon.services.served import LoadModel
 from daemon.systemd import Notifier
 
 log = get_logger("quantd.app")
@@ -50,11 +52,14 @@ LOOP_LAG_S = 1.0  # an event loop later than this is not alive enough to feed th
 LOAD_EXTENSION_S = 60.0  # start-up time asked of systemd, again and again while a model loads
 
 
-def serve(settings: Settings) -> int:
-    """Runs a daemon until it is told to stop; returns the exit code.  Raises ApiError if it cannot start."""
+def serve(settings: Settings, load_model: LoadModel | None = None) -> int:
+    """Runs a daemon until it is told to stop; returns the exit code.  Raises ApiError if it cannot start.
+
+    `load_model`: in the place of the runtime's, such as one that has begun already (daemon/head_start.py).
+    """
     faulthandler.enable()  # the watchdog's SIGABRT then shows where every thread was
     entry = find_model(settings)
-    return asyncio.run(Daemon(settings, build_services(settings)).run(entry))
+    return asyncio.run(Daemon(settings, build_services(settings, load_model)).run(entry))
 
 
 class Daemon:

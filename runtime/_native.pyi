@@ -233,6 +233,8 @@ class ThreadPool:
 
     @property
     def size(self) -> int: ...
+    def use(self, n_threads: int) -> None:
+        """Let only `n_threads` of them take part from now on, at least 1 and at most all; for any thread, at any time."""
 
 class Arena:
     """All KV pages, mapped and touched at construction.

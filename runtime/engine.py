@@ -43,6 +43,7 @@ from runtime.request import (
 )
 from runtime.scheduler import Scheduler
 from runtime.step_plan import StepPlan
+from runtime.team import Team
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ class Engine:
         settings = model.settings
         self._pool = PagePool(model.n_pages, settings.sessions)
         self._pacer = StepPacer(step_budget_ms, settings.max_step_rows)
+        self._team = Team(model.n_threads)
+        self._num_threads = model.n_threads  # that the model uses now
         self._scheduler = Scheduler(
             self._pool,
             page_tokens=model.page_tokens,
@@ -305,13 +308,19 @@ class Engine:
     def _step(self, plan: StepPlan) -> None:
         """Run a planned step and report it."""
         prompt_rows, decode_rows = self._scheduler.step_rows
+        num_threads = self._team.choose(decode_rows=decode_rows, prompt_rows=prompt_rows)
+        if num_threads != self._num_threads:
+            self._num_threads = num_threads
+            self._model.use_threads(num_threads)
         begin_s = time.monotonic()
         generated = self._scheduler.counts.generated_tokens
         result = self._model.step(plan)
         end_s = time.monotonic()
         step_s = end_s - begin_s
         self._events += self._scheduler.apply(result, end_s)
-        self._pacer.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
+        if prompt_rows or num_threads == self._team.size:  # not what a trial took
+            self._pacer.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
+        self._team.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
         sampled = self._scheduler.counts.generated_tokens - generated
         with self._wake:
             self._steps += 1

@@ -82,6 +82,15 @@ class LoadedModel:
         """The run state that the native core holds, beside the arena."""
         return self._running().scratch_bytes
 
+    @property
+    def n_threads(self) -> int:
+        """Threads that compute, the one that calls `step` included."""
+        return self._pool.size
+
+    def use_threads(self, n_threads: int) -> None:
+        """Let only so many of them take part from the next step on, 1 to n_threads; results stay the same."""
+        self._pool.use(n_threads)
+
     def collect_inputs(self) -> None:
         """From now on sum the squares of what every matrix is multiplied with (calibration)."""
         self._running().collect_inputs()

@@ -108,7 +108,7 @@ def command(
 
 def _plan(model: str, settings: RuntimeSettings, daemon: Settings) -> tuple[MemoryPlan, Sequence[Variant]]:
     """The plan of a file, of a name, or of a model elsewhere; and what else could be made or had of it."""
-    from daemon.services.build import catalog
+    from daemon.services.asked import catalog
     from daemon.store.names import ModelName
     from daemon.store.pull import Places, remote_plan
     from runtime.gguf import ModelFile

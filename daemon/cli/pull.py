@@ -37,7 +37,7 @@ def command(
       quantd pull llama3.2:3b
     """
     from daemon import log
-    from daemon.services.build import catalog, runtime_settings
+    from daemon.services.asked import catalog, runtime_settings
     from daemon.store.download import PullCancelledError
     from daemon.store.names import ModelName
     from daemon.store.pull import Places, pull

@@ -99,7 +99,7 @@ class Talk:
 
     async def run(self, settings: Any, prompt: str | None, *, raw: bool) -> int:
         """Loads the model, answers or chats, unloads it."""
-        from daemon.services.build import find_model
+        from daemon.services.asked import find_model
 
         entry = find_model(settings)
         assert entry is not None

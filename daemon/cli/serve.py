@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from daemon.config import Settings
+    from daemon.head_start import HeadStart
 
 
 @click.command("serve")
@@ -122,6 +126,19 @@ def command(config: Path | None, **flags: Any) -> int:
     for address, what in ((settings.http, "HTTP"), (settings.grpc, "gRPC")):
         require_free(address, what)
     log.set_up(settings.log_format, settings.log_level)
+    begun = _begin_load(settings)
     from daemon.app import serve
 
-    return serve(settings)
+    return serve(settings, None if begun is None else begun.load_model)
+
+
+def _begin_load(settings: Settings) -> HeadStart | None:
+    """Loads the model beside the imports that are still to come; None where none is to be served from the start."""
+    from daemon.services.asked import find_model, runtime_settings
+
+    entry = find_model(settings)
+    if entry is None:
+        return None
+    from daemon.head_start import HeadStart
+
+    return HeadStart(entry.path, runtime_settings(settings))

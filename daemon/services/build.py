@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
 from daemon.access.gate import Gate
 from daemon.access.lines import Lines
 from daemon.config import Settings
-from daemon.errors import ApiError
 from daemon.services import Services
-from daemon.services.catalog import Catalog
+from daemon.services.asked import catalog, runtime_settings
 from daemon.services.embed import EmbeddingService
-from daemon.services.folder import ModelEntry, ModelFolder, entry_of
 from daemon.services.generate import GenerateService
 from daemon.services.host import HostLimits, ModelHost, runtime_parts
 from daemon.services.library import LibraryService
 from daemon.services.model import ModelService
 from daemon.services.quantize import QuantizeService
+from daemon.services.served import LoadModel
 from daemon.services.tokenizer import TokenizerService
-from daemon.store.models import ModelStore
 from daemon.store.pull import Places
-from runtime.memory import RuntimeSettings
 
 
-def build_services(settings: Settings) -> Services:
-    """All services, with no model loaded yet."""
+def build_services(settings: Settings, load_model: LoadModel | None = None) -> Services:
+    """All services, with no model loaded yet; `load_model` takes the place of the runtime's."""
     folder = catalog(settings)
     limits = HostLimits(
         max_waiting=settings.max_waiting,
@@ -33,7 +30,10 @@ def build_services(settings: Settings) -> Services:
         load_timeout_s=settings.load_timeout,
         exit_on_failure=settings.engine_failure == "exit",
     )
-    host = ModelHost(folder, runtime_settings(settings), runtime_parts(), limits)
+    parts = runtime_parts()
+    if load_model is not None:
+        parts = dataclasses.replace(parts, load_model=load_model)
+    host = ModelHost(folder, runtime_settings(settings), parts, limits)
     lines = Lines(
         max_waiting=settings.max_waiting,
         max_waiting_tokens=settings.max_waiting_tokens,
@@ -51,40 +51,3 @@ def build_services(settings: Settings) -> Services:
         library=LibraryService(host, model, Places(settings.hub, settings.registry), quantize),
         quantize=quantize,
     )
-
-
-def catalog(settings: Settings) -> Catalog:
-    """The models that these settings show: those of the folders, and those of the store."""
-    return Catalog(ModelFolder(settings.models_dir, settings.output_dir), ModelStore(settings.store_folder()))
-
-
-def runtime_settings(settings: Settings) -> RuntimeSettings:
-    """The part of the settings that the runtime knows."""
-    return RuntimeSettings(
-        sessions=settings.sessions,
-        context_tokens=settings.context,
-        kv_budget_bytes=settings.kv_budget,
-        kv_type=settings.kv_type,
-        prefix_cache=settings.prefix_cache,
-        speculate=settings.speculate == "auto",
-        threads=settings.threads,
-    )
-
-
-def find_model(settings: Settings) -> ModelEntry | None:
-    """What the operator asked to serve: a file, or a name in the model folder.  None: nothing."""
-    if settings.model is None:
-        return None
-    path = Path(settings.model)
-    if path.is_file():
-        return entry_of(path)
-    entry = catalog(settings).find(settings.model)
-    if entry is None:
-        where = f", nor a model in {settings.models_dir}" if settings.models_dir else ""
-        raise ApiError(
-            "MODEL_NOT_FOUND",
-            f"{settings.model} is no model file{where}, nor a name in the store"
-            " (quantd list shows what there is, quantd pull fetches more)",
-            field="model",
-        )
-    return entry

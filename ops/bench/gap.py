@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from engine_client import EngineClient
+from others import Others
 
 from runtime.memory import RuntimeSettings
 
@@ -33,6 +34,7 @@ def gaps_ms(arrivals: list[float], begin_s: float, end_s: float) -> list[float]:
 
 def measure(client: EngineClient, rng: random.Random, streams: int, prompt: int) -> dict[str, float]:
     """One round."""
+    others = Others()
     ids = [client.submit(client.random_prompt(rng, 32), 1500) for _ in range(streams)]
     for id_ in ids:
         client.wait_tokens(id_, 4)
@@ -55,6 +57,7 @@ def measure(client: EngineClient, rng: random.Random, streams: int, prompt: int)
         "during_worst_ms": round(max(during), 1),
         "worst_to_undisturbed": round(max(during) / statistics.median(before), 2),
         "first_token_s": round(end_s - begin_s, 2),
+        "others_cores": others.cores(),
     }
 
 

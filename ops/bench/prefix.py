@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from engine_client import EngineClient
+from others import Others
 
 from runtime.memory import RuntimeSettings
 
@@ -47,6 +48,7 @@ def main() -> int:
     )
     rows: dict[str, list[float]] = {"cold_ms": [], "warm_ms": [], "new_only_ms": []}
     cached: list[int] = []
+    others = Others()
     with EngineClient(arguments.model, settings) as client:
         first_token_ms(client, client.random_prompt(rng, 64))  # the pacer has seen a prompt then
         for _ in range(arguments.rounds):
@@ -72,6 +74,7 @@ def main() -> int:
                 "cached_tokens": cached[-1],
                 "prefix_tokens": arguments.prefix,
                 "rounds": arguments.rounds,
+                "others_cores": others.cores(),
             }
         )
     )

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from engine_client import EngineClient
+from others import Others
 
 from runtime.memory import RuntimeSettings
 from runtime.step_plan import StepPlan, StepResult
@@ -87,7 +88,7 @@ def measure(client: EngineClient, arguments: argparse.Namespace, name: str, scri
     step = client.model.step
     client.model.step = follow(step, [*prompt, *answer])  # type: ignore[method-assign]
     rates: dict[bool, list[float]] = {True: [], False: []}
-    before = client.engine.stats()
+    before, others = client.engine.stats(), Others()
     for _ in range(arguments.rounds):
         for speculate in (True, False):
             rates[speculate].append(rate(client, prompt, n_tokens, arguments.sessions, speculate=speculate))
@@ -101,6 +102,7 @@ def measure(client: EngineClient, arguments: argparse.Namespace, name: str, scri
         "without_tokens_per_s": round(statistics.median(rates[False]), 2),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 2) for ratio in ratios],
+        "others_cores": others.cores(),
         "drafted": after.drafted_tokens_total - before.drafted_tokens_total,
         "accepted": after.accepted_tokens_total - before.accepted_tokens_total,
     }

@@ -14,7 +14,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from run import first_token
+from others import Others
+from serving import first_token
 
 
 def main() -> int:
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     first_token(arguments.model)  # warms the page cache
+    others = Others()
     rounds = [first_token(arguments.model) for _ in range(arguments.rounds)]
     ready, first = zip(*rounds, strict=True)
     print(
@@ -34,6 +36,7 @@ def main() -> int:
                 "ready_s_median": round(statistics.median(ready), 2),
                 "first_token_s_median": round(statistics.median(first), 2),
                 "first_token_s": [round(value, 2) for value in first],
+                "others_cores": others.cores(),
             }
         )
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from others import Others
 
 from daemon.services.call import Call
 from daemon.services.folder import ModelFolder, entry_of
@@ -95,9 +96,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         async for event in service.generate(request, Call()):
             event.SerializeToString()  # as a transport does
 
+    others = Others()
     wakes[0], cpu_s, first = 0, time.thread_time(), len(steps[0].between_us)
     await asyncio.gather(*(one(index) for index in range(arguments.sessions)))
     cpu_s = time.thread_time() - cpu_s
+    beside = others.cores()
     rows = steps[0].between_us[first:]
     await host.stop(0.0)
     await host.close_model()
@@ -112,6 +115,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "wake_ups_per_step": round(wakes[0] / len(rows), 3),
         "event_loop_us_per_step": round(1e6 * cpu_s / len(rows)),
         "steps": len(full),
+        "others_cores": beside,
     }
 
 

@@ -234,7 +234,8 @@ nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
 void bind_parts(nb::module_& m) {
     nb::class_<ThreadPool>(m, "ThreadPool")
         .def(nb::init<int>(), "n_threads"_a)
-        .def_prop_ro("size", &ThreadPool::size);
+        .def_prop_ro("size", &ThreadPool::size)
+        .def("use", &ThreadPool::use, "n_threads"_a);
 
     nb::class_<Arena>(m, "Arena")
         .def(

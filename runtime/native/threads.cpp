@@ -44,6 +44,7 @@ ThreadPool::ThreadPool(int n_threads) {
         throw std::invalid_argument("n_threads must lie between 1 and " + std::to_string(kMaxThreads) +
                                     ", got " + std::to_string(n_threads));
     }
+    used_.store(n_threads, std::memory_order_seq_cst);
     workers_.reserve(static_cast<size_t>(n_threads - 1));
     try {
         for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -59,7 +60,14 @@ void ThreadPool::stop_workers() noexcept {
     stop_.store(true, std::memory_order_seq_cst);
     wake_.fetch_add(1, std::memory_order_seq_cst);
     wake_.notify_all();
+    used_.store(0, std::memory_order_seq_cst);  // not what a worker that sleeps has seen
+    used_.notify_all();
     for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::use(int n_threads) noexcept {
+    used_.store(std::clamp(n_threads, 1, size()), std::memory_order_seq_cst);
+    used_.notify_all();
 }
 
 void ThreadPool::run(int64_t n, int64_t chunk, Call call, const void* body) {
@@ -119,6 +127,11 @@ void ThreadPool::leave_region() noexcept {
 void ThreadPool::work(int thread) noexcept {
     uint32_t seen = 0;  // the last region this worker took part in; regions count from 1
     for (;;) {
+        const int used = used_.load(std::memory_order_seq_cst);
+        if (thread >= used && !stop_.load(std::memory_order_seq_cst)) {
+            used_.wait(used, std::memory_order_seq_cst);
+            continue;
+        }
         const uint32_t before = wake_.load(std::memory_order_seq_cst);
         const bool entered = enter_region(seen) || spin_until([&] {
                                  return stop_.load(std::memory_order_relaxed) || enter_region(seen);

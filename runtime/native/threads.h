@@ -29,6 +29,10 @@ class ThreadPool {
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // From the next region on `n_threads` threads take part, at least 1 and at most size(); the others sleep.
+    void use(int n_threads) noexcept;
+    int used() const { return used_.load(std::memory_order_relaxed); }
+
     // Held by whoever runs regions: programs that share a pool take turns.
     std::mutex& in_use() { return in_use_; }
 
@@ -39,7 +43,7 @@ class ThreadPool {
     void parallel_for(int64_t n, int64_t chunk, const Body& body) {
         static_assert(noexcept(body(0, int64_t{0}, int64_t{0})), "a body never throws across threads");
         if (n <= 0) return;
-        if (n <= chunk || workers_.empty()) {
+        if (n <= chunk || used() == 1) {
             body(0, int64_t{0}, n);
             return;
         }
@@ -71,6 +75,7 @@ class ThreadPool {
     alignas(64) std::atomic<int64_t> next_{0};   // first index that nobody has taken
     alignas(64) std::atomic<uint32_t> wake_{0};  // sleeping workers wait for it to change
     alignas(64) std::atomic<uint32_t> done_{0};  // the sleeping caller waits for it to change
+    std::atomic<int> used_{1};  // threads that take part; the workers behind them wait for it to change
     std::atomic<bool> stop_{false};
 
     // The region; written by the caller while no worker is inside.

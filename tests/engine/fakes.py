@@ -89,11 +89,16 @@ class FakeModel:
     poison: int = -1  # a history with this token gives non-finite logits
     error: Exception | None = None  # raised by the next step
     follow: Callable[[list[int], int], int] = next_token
+    n_threads: int = 1
 
     def __post_init__(self) -> None:
         self.cells = np.full((self.n_pages, self.page_tokens), -1, np.int64)
         self.steps: list[list[int]] = []  # rows of each sequence of each step
         self.in_step = threading.Event()
+        self.threads_used: list[int] = []  # as they were told
+
+    def use_threads(self, n_threads: int) -> None:
+        self.threads_used.append(n_threads)
 
     def step(self, plan: StepPlan) -> StepResult:
         self.in_step.set()

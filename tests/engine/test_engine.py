@@ -486,3 +486,13 @@ def test_the_time_to_come_back_grows_with_the_queue():
                     it.engine.submit(request(f"{limit}-{i}"))
             hints.append(caught.value.retry_after_s)
         assert hints[0] < hints[1] < hints[2] == 60
+
+
+def test_steps_of_answers_use_the_threads_of_the_team_and_prompts_all():
+    with Running(n_threads=2) as running:
+        running.engine._team.size = 1
+        for name in ("a", "b"):
+            running.engine.submit(request(name, prompt=3, max_tokens=4))
+            running.sink.wait(name)
+        assert running.model.threads_used == [1, 2, 1]
+    assert running.sink.ids("b") == answer_alone(request("b", prompt=3, max_tokens=4))

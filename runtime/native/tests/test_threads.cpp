@@ -52,6 +52,20 @@ void sleeping_workers_wake(ThreadPool& pool) {
     }
 }
 
+// The number of threads changes between regions, and while workers sleep or wait for one.
+void some_of_the_threads(ThreadPool& pool) {
+    for (int i = 0; i < 60; ++i) {
+        pool.use(i % (pool.size() + 2));  // below 1 and above size() too
+        CHECK(pool.used() >= 1 && pool.used() <= pool.size());
+        if (i % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        every_index_once(pool, 1000, 10);
+    }
+    pool.use(1);
+    pool.parallel_for(1000, 10, [](int thread, int64_t, int64_t) noexcept { CHECK(thread == 0); });
+    pool.use(pool.size());
+    regions_follow_each_other(pool, 200);
+}
+
 }  // namespace
 
 int main() {
@@ -63,6 +77,8 @@ int main() {
         }
         regions_follow_each_other(pool, 2000);
         sleeping_workers_wake(pool);
+        some_of_the_threads(pool);
+        pool.use(1);  // stopped while workers are left out
     }
     for (int i = 0; i < 50; ++i) ThreadPool pool(4);  // started and stopped without work
     CHECK_THROWS(std::invalid_argument, ThreadPool(0));
