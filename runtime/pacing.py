@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 
 _RISING, _FALLING = 0.5, 0.1  # weight of the newest measurement where it is dearer, or cheaper, than thought
-_MIN_PROMPT_ROWS = 16  # below this, reading the weights costs more than computing the rows
+_MIN_PROMPT_ROWS = 4  # of a step with answers: a prompt always moves
+_MIN_SOLO_ROWS = 16  # of a step without: below this, reading the weights costs more than computing the rows
+_SMALLEST_CLASS, _NUM_CLASSES = 2, 15  # of numbers of prompt rows: up to 4, and up to 2^14 and more
 _FIRST_ROWS = 64  # rows of a prompt-only step before anything was measured
 _SOLO_FACTOR = 4  # a step that delays nobody's answer may take this many budgets
 # A machine is noisy and a prompt's rows grow dearer with its depth: steps are planned to this part of their limit.
@@ -95,11 +97,56 @@ class StepCosts:
             self._shape[n] = begin_cost + (end_cost - begin_cost) * (n - begin) / (end - begin)
 
 
+class PromptCosts:
+    """Milliseconds that a row of a prompt adds to a step, by how many of them there are: few cost more each.
+
+    Numbers of rows are told apart by powers of two, from 4 on.  The machine's speed, and the depth of a prompt, change
+    all costs alike: what is measured of one moves the others along.
+    """
+
+    def __init__(self) -> None:
+        self._row_ms: list[float | None] = [None] * _NUM_CLASSES  # class c: 2^(c-1) < rows <= 2^c
+
+    @property
+    def measured(self) -> bool:
+        return any(row_ms is not None for row_ms in self._row_ms)
+
+    def row_ms(self, num_rows: int) -> float | None:
+        """Of one of so many rows: as it was measured, or as the nearest number of rows that was; None before any was."""
+        wanted = _class_of(num_rows)
+        known = [(abs(c - wanted), -c, row_ms) for c, row_ms in enumerate(self._row_ms) if row_ms is not None]
+        return min(known)[2] if known else None
+
+    def rows_within(self, free_ms: float, least: int, most: int) -> int:
+        """As many rows as `free_ms` allows, at least `least` and at most `most`."""
+        for c in range(_class_of(most), _SMALLEST_CLASS - 1, -1):
+            row_ms = self.row_ms(1 << c)
+            rows = most if row_ms is None else min(int(free_ms / row_ms), 1 << c, most)
+            if rows > 1 << (c - 1):
+                return max(rows, least)
+        return least
+
+    def measure(self, num_rows: int, row_ms: float) -> None:
+        """Take in what each of `num_rows` rows added."""
+        c = _class_of(num_rows)
+        before = self._row_ms[c]
+        if before is None:
+            self._row_ms[c] = row_ms
+            return
+        # Quickly to the careful side: a step that is too long is felt, one that is too short is not.
+        weight = _RISING if row_ms > before else _FALLING
+        change = 1.0 + weight * (row_ms - before) / before
+        self._row_ms = [None if each is None else each * change for each in self._row_ms]
+
+
+def _class_of(num_rows: int) -> int:
+    return min(max((num_rows - 1).bit_length(), _SMALLEST_CLASS), _NUM_CLASSES - 1)
+
+
 class StepPacer:
     """Turns a time limit into a row budget.
 
-    A step that only decodes costs what StepCosts says; prompt rows come on top, each at about the same cost,
-    `prompt_row_ms`.
+    A step that only decodes costs what StepCosts says; prompt rows come on top, each at what PromptCosts says.
     """
 
     def __init__(self, step_budget_ms: float, max_step_rows: int) -> None:
@@ -107,7 +154,7 @@ class StepPacer:
         self.step_budget_ms = step_budget_ms
         self.max_step_rows = max_step_rows
         self.costs = StepCosts()
-        self.prompt_row_ms: float | None = None
+        self.prompt_costs = PromptCosts()
 
     def row_budget(self, num_decoding: int) -> int:
         """Rows of the next step, the `num_decoding` rows of running answers included.
@@ -118,28 +165,27 @@ class StepPacer:
         if num_decoding:
             decode_ms = self.costs.decode_ms(num_decoding) if self.costs.measured else 0.0
             free_ms = _PLANNED_SHARE * max(self.step_budget_ms, _SLOWDOWN * decode_ms) - decode_ms
+            least = _MIN_PROMPT_ROWS
         else:
             free_ms = self.step_budget_ms * _SOLO_FACTOR
-        # Before a prompt was measured: one of its rows costs at most what a step of one row does.
-        row_ms = self.prompt_row_ms or (self.costs.decode_ms(1) if self.costs.measured else None)
-        prompt_rows = _FIRST_ROWS if row_ms is None else max(_MIN_PROMPT_ROWS, int(free_ms / row_ms))
-        if self.prompt_row_ms is None:
-            prompt_rows = min(prompt_rows, _MIN_PROMPT_ROWS if num_decoding else _FIRST_ROWS)
-        return min(num_decoding + prompt_rows, self.max_step_rows)
+            least = _MIN_SOLO_ROWS
+        if self.prompt_costs.measured:
+            most = max(least, self.max_step_rows - num_decoding)
+            rows = self.prompt_costs.rows_within(free_ms, least, most)
+        elif self.costs.measured:  # one row of a prompt costs at most what a step of one row does
+            first = _MIN_SOLO_ROWS if num_decoding else _FIRST_ROWS
+            rows = min(max(int(free_ms / self.costs.decode_ms(1)), least), first)
+        else:
+            rows = _MIN_SOLO_ROWS if num_decoding else _FIRST_ROWS
+        return min(num_decoding + rows, self.max_step_rows)
 
     def measured(self, *, decode_rows: int, prompt_rows: int, step_ms: float) -> None:
         """Take in a step that had these rows and took `step_ms`."""
         if not prompt_rows:
             self.costs.measure(decode_rows, step_ms)
-        elif prompt_rows >= _MIN_PROMPT_ROWS:
+        elif prompt_rows >= (_MIN_PROMPT_ROWS if decode_rows else _MIN_SOLO_ROWS):
             decode_ms = self.costs.decode_ms(decode_rows) if decode_rows and self.costs.measured else 0.0
-            row_ms = max(step_ms - decode_ms, 1e-3) / prompt_rows
-            if self.prompt_row_ms is None:
-                self.prompt_row_ms = row_ms
-            else:
-                # Quickly to the careful side: a step that is too long is felt, one that is too short is not.
-                weight = _RISING if row_ms > self.prompt_row_ms else _FALLING
-                self.prompt_row_ms += weight * (row_ms - self.prompt_row_ms)
+            self.prompt_costs.measure(prompt_rows, max(step_ms - decode_ms, 1e-3) / prompt_rows)
 
 
 class LiveRates:

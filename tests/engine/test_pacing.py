@@ -35,18 +35,18 @@ def test_where_answers_alone_are_slow_a_prompt_may_slow_them_down_further():
 def test_prompts_always_get_some_rows_and_never_too_many():
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=4, prompt_rows=0, step_ms=900)
-    pacer.measured(decode_rows=0, prompt_rows=64, step_ms=6400)
-    assert pacer.row_budget(4) == 4 + 16
+    pacer.measured(decode_rows=0, prompt_rows=64, step_ms=64_000)
+    assert pacer.row_budget(4) == 4 + 4
     assert pacer.row_budget(0) == 16
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=0, prompt_rows=64, step_ms=0.0)
     assert pacer.row_budget(0) == pacer.row_budget(5) == 256
 
 
-def test_a_few_prompt_rows_say_little_about_their_cost():
+def test_a_few_prompt_rows_without_answers_say_little_about_their_cost():
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=0, prompt_rows=2, step_ms=100)
-    assert pacer.prompt_row_ms is None
+    assert not pacer.prompt_costs.measured
 
 
 def test_the_pacer_follows_a_machine_that_slows_down():
@@ -54,7 +54,42 @@ def test_the_pacer_follows_a_machine_that_slows_down():
     pacer.measured(decode_rows=0, prompt_rows=100, step_ms=100)
     for _ in range(40):
         pacer.measured(decode_rows=0, prompt_rows=100, step_ms=1000)
-    assert pacer.prompt_row_ms == pytest.approx(10, rel=0.01)
+    assert pacer.prompt_costs.row_ms(100) == pytest.approx(10, rel=0.01)
+
+
+def step_ms(decode_rows: int, prompt_rows: int) -> float:
+    """A machine on which many rows of a prompt cost 7 ms each and few of them twice as much."""
+    each_ms = 7 if prompt_rows > 16 else 10 if prompt_rows > 8 else 14
+    return 60 + 8 * decode_rows + each_ms * prompt_rows
+
+
+def settle(pacer: StepPacer, decode_rows: int, steps: int = 30) -> list[float]:
+    """Times of steps that the pacer sized, the last ten."""
+    times = []
+    for _ in range(steps):
+        rows = pacer.row_budget(decode_rows) - decode_rows
+        times.append(step_ms(decode_rows, rows))
+        pacer.measured(decode_rows=decode_rows, prompt_rows=rows, step_ms=times[-1])
+    return times[-10:]
+
+
+def test_few_rows_are_known_to_cost_more_and_steps_stay_within_their_part_of_the_budget():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=3, prompt_rows=0, step_ms=step_ms(3, 0))
+    times = settle(pacer, 3)
+    assert max(times) <= 0.7 * 250
+    assert min(times) >= 0.5 * 250  # and use it
+
+
+def test_costs_of_all_numbers_of_rows_move_together():
+    pacer = StepPacer(250, 256)
+    pacer.measured(decode_rows=3, prompt_rows=0, step_ms=80)
+    pacer.measured(decode_rows=3, prompt_rows=32, step_ms=80 + 320)
+    pacer.measured(decode_rows=3, prompt_rows=8, step_ms=80 + 120)
+    for _ in range(40):  # the machine becomes three times as fast
+        pacer.measured(decode_rows=3, prompt_rows=8, step_ms=80 + 40)
+    assert pacer.prompt_costs.row_ms(32) == pytest.approx(10 / 3, rel=0.05)
+    assert pacer.row_budget(3) == 3 + 27
 
 
 def test_rates_over_the_last_seconds():
