@@ -176,7 +176,7 @@ def _pull(source: str, settings: Settings, report: Callable[[Step], None]) -> No
     import threading
 
     from daemon.cli.steps import interrupts
-    from daemon.services.build import catalog, runtime_settings
+    from daemon.services.asked import catalog, runtime_settings
     from daemon.store.download import PullCancelledError
     from daemon.store.names import ModelName
     from daemon.store.pull import Places, pull

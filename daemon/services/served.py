@@ -135,7 +135,7 @@ async def _warm_up(model: Any, bridge: Bridge) -> None:
     request = Request(
         id=WARM_UP_ID,
         prompt_ids=(0 if bos_id is None else bos_id,),
-        max_tokens=2,
+        max_tokens=1,
         sampling=SamplingParams(temperature=0.0),
     )
     stream = bridge.submit(request)
