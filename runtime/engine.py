@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 _SWITCH_INTERVAL_S = 0.0001
 _JOIN_GRACE_S = 10.0  # a step that began before the drain deadline may still have to end
 _CHECK_INTERVAL_S = 10.0
+_MAX_UNCOUNTED = 4096  # steps; older ones lie outside of the window of the rates
 _RUN_SMOOTHING = 0.1  # weight of the newest request in the estimate of how long one runs
 _RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1.0, 60.0
 
@@ -137,6 +138,8 @@ class Engine:
         self._idle = True
         self._failed: str | None = None
         self._rates = LiveRates()
+        # Steps that nobody asked for since, counted when somebody does: (end, seconds, prompt rows, tokens).
+        self._uncounted: deque[tuple[float, float, int, int]] = deque(maxlen=_MAX_UNCOUNTED)
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self._steps = 0
@@ -184,6 +187,8 @@ class Engine:
     def stats(self) -> EngineStats:
         with self._wake:
             now_s = time.monotonic()
+            while self._uncounted:
+                self._rates.count(*self._uncounted.popleft())
             prompt_per_s, generation_per_s = self._rates.rates(now_s)
             counts, pages = self._scheduler.counts, self._pool.statistics()
             return EngineStats(
@@ -278,9 +283,16 @@ class Engine:
             if now_s >= drain_until_s or not scheduler.has_work:
                 self._emit()
                 return False
-        plan = scheduler.schedule(self._pacer.row_budget(scheduler.num_ready), now_s)
-        self._emit()
-        if plan is not None:
+        # Without prompts there is nothing to weigh against the answers.
+        row_budget = (
+            self._pacer.row_budget(scheduler.num_ready)
+            if scheduler.has_prompts
+            else self._pacer.max_step_rows
+        )
+        plan = scheduler.schedule(row_budget, now_s)
+        if plan is None:
+            self._emit()
+        else:
             self._step(plan)
         return True
 
@@ -306,14 +318,15 @@ class Engine:
             return now_s, self._drain_until_s
 
     def _step(self, plan: StepPlan) -> None:
-        """Run a planned step and report it."""
+        """Hand over the events of the last step, run a planned one and report it."""
         prompt_rows, decode_rows = self._scheduler.step_rows
         num_threads = self._team.choose(decode_rows=decode_rows, prompt_rows=prompt_rows)
         if num_threads != self._num_threads:
             self._num_threads = num_threads
             self._model.use_threads(num_threads)
-        begin_s = time.monotonic()
         generated = self._scheduler.counts.generated_tokens
+        self._emit()  # wakes the server's thread, which wants the interpreter: nothing may stand before the native call
+        begin_s = time.monotonic()
         result = self._model.step(plan)
         end_s = time.monotonic()
         step_s = end_s - begin_s
@@ -326,7 +339,7 @@ class Engine:
             self._steps += 1
             self._prompt_tokens += prompt_rows
             self._generation_tokens += sampled
-            self._rates.count(end_s, step_s, prompt_rows, sampled)
+            self._uncounted.append((end_s, step_s, prompt_rows, sampled))
             self._last_step_ms, self._last_step_rows = 1e3 * step_s, plan.n_rows
 
     def _emit(self) -> None:

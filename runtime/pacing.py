@@ -14,7 +14,7 @@ _SMALLEST_CLASS, _NUM_CLASSES = 2, 15  # of numbers of prompt rows: up to 4, and
 _FIRST_ROWS = 64  # rows of a prompt-only step before anything was measured
 _SOLO_FACTOR = 4  # a step that delays nobody's answer may take this many budgets
 # A machine is noisy and a prompt's rows grow dearer with its depth: steps are planned to this part of their limit.
-_PLANNED_SHARE = 0.7
+_PLANNED_SHARE = 0.6
 # Where answers alone take long already, a prompt may make a step this much longer than they are.
 _SLOWDOWN = 3.0
 
@@ -105,38 +105,38 @@ class PromptCosts:
     """
 
     def __init__(self) -> None:
-        self._row_ms: list[float | None] = [None] * _NUM_CLASSES  # class c: 2^(c-1) < rows <= 2^c
+        self._known: dict[int, float] = {}  # class c: 2^(c-1) < rows <= 2^c
+        self._row_ms = [math.inf] * _NUM_CLASSES  # of every class: measured, or as the nearest one that was
 
     @property
     def measured(self) -> bool:
-        return any(row_ms is not None for row_ms in self._row_ms)
+        return bool(self._known)
 
-    def row_ms(self, num_rows: int) -> float | None:
-        """Of one of so many rows: as it was measured, or as the nearest number of rows that was; None before any was."""
-        wanted = _class_of(num_rows)
-        known = [(abs(c - wanted), -c, row_ms) for c, row_ms in enumerate(self._row_ms) if row_ms is not None]
-        return min(known)[2] if known else None
+    def row_ms(self, num_rows: int) -> float:
+        """Of one of so many rows; infinite before any was measured."""
+        return self._row_ms[_class_of(num_rows)]
 
     def rows_within(self, free_ms: float, least: int, most: int) -> int:
         """As many rows as `free_ms` allows, at least `least` and at most `most`."""
         for c in range(_class_of(most), _SMALLEST_CLASS - 1, -1):
-            row_ms = self.row_ms(1 << c)
-            rows = most if row_ms is None else min(int(free_ms / row_ms), 1 << c, most)
+            rows = min(int(free_ms / self._row_ms[c]), 1 << c, most)
             if rows > 1 << (c - 1):
                 return max(rows, least)
         return least
 
     def measure(self, num_rows: int, row_ms: float) -> None:
         """Take in what each of `num_rows` rows added."""
-        c = _class_of(num_rows)
-        before = self._row_ms[c]
+        known, c = self._known, _class_of(num_rows)
+        before = known.get(c)
         if before is None:
-            self._row_ms[c] = row_ms
-            return
-        # Quickly to the careful side: a step that is too long is felt, one that is too short is not.
-        weight = _RISING if row_ms > before else _FALLING
-        change = 1.0 + weight * (row_ms - before) / before
-        self._row_ms = [None if each is None else each * change for each in self._row_ms]
+            known[c] = row_ms
+        else:
+            # Quickly to the careful side: a step that is too long is felt, one that is too short is not.
+            weight = _RISING if row_ms > before else _FALLING
+            change = 1.0 + weight * (row_ms - before) / before
+            known.update({each: change * each_ms for each, each_ms in known.items()})
+        nearest = [min(known, key=lambda each: (abs(each - c), -each)) for c in range(_NUM_CLASSES)]
+        self._row_ms = [known[each] for each in nearest]
 
 
 def _class_of(num_rows: int) -> int:

@@ -25,6 +25,7 @@ releases its pages at once, so before the next step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,7 @@ class Scheduler:
         self._costs = costs
         self._num_steps = 0
         self._num_arrived = 0
+        self._next_deadline_s = math.inf  # no request's comes before it
         self._may_admit = False  # something changed since nobody could be admitted
         self._waiting: dict[str, Sequence] = {}  # request id -> sequence, in order of arrival
         self._running: list[Sequence] = []  # in order of admission
@@ -123,6 +125,11 @@ class Scheduler:
     def num_ready(self) -> int:
         """Running sequences that want one token only."""
         return len([1 for sequence in self._running if sequence.num_known - sequence.num_computed == 1])
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether the next step may hold rows of prompts: of running sequences, or of one that is admitted."""
+        return bool(self._waiting) or self.num_ready < len(self._running)
 
     @property
     def step_rows(self) -> tuple[int, int]:
@@ -165,6 +172,8 @@ class Scheduler:
         self._num_arrived += 1
         sequence.arrival = self._num_arrived
         self._waiting[id_] = self._by_id[id_] = sequence
+        if sequence.request.deadline is not None:
+            self._next_deadline_s = min(self._next_deadline_s, sequence.request.deadline)
         self._may_admit = True
 
     def cancel(self, request_id: str, now_s: float) -> FinishEvent | None:
@@ -174,12 +183,17 @@ class Scheduler:
 
     def expire(self, now_s: float) -> list[Event]:
         """End every request whose deadline has come, also halfway through its prompt."""
+        if now_s < self._next_deadline_s:
+            return []
         due = [
             sequence
             for sequence in self._by_id.values()
             if sequence.request.deadline is not None and sequence.request.deadline <= now_s
         ]
-        return [self._finish(sequence, FinishReason.DEADLINE, now_s) for sequence in due]
+        events: list[Event] = [self._finish(sequence, FinishReason.DEADLINE, now_s) for sequence in due]
+        deadlines = [sequence.request.deadline for sequence in self._by_id.values()]
+        self._next_deadline_s = min((each for each in deadlines if each is not None), default=math.inf)
+        return events
 
     def fail_waiting(self, error: str, now_s: float) -> list[Event]:
         """End every request that had no session yet."""

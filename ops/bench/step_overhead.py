@@ -1,9 +1,11 @@
 """What Python costs between two native steps, with 8 sessions that decode through the whole service.
 
     python ops/bench/step_overhead.py --sessions 8 --steps 400
+    python ops/bench/step_overhead.py --sessions 8 --steps 60 --model MODEL.gguf
 
 The real engine, scheduler, bridge, services and detokenizer run over the demo model, whose native step is replaced by a
-wait of `--step-ms` without the GIL and random tokens.  Prints one JSON line: microseconds from the end of a step to the
+wait of `--step-ms` without the GIL and random tokens; or, with --model, over that model and its own steps, which leave the
+caches as cold as they do when it serves.  Prints one JSON line: microseconds from the end of a step to the
 beginning of the next one, by the clock (waits for the interpreter and for a core included) and of the engine's thread
 alone; wake-ups of the event loop and microseconds of its thread for each step.
 """
@@ -17,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +38,11 @@ DEMO = Path(__file__).resolve().parents[1] / "demo/quantd-demo-f16.gguf"
 
 
 class TimedStep:
-    """Stands in for LoadedModel.step."""
+    """Stands in for LoadedModel.step, or calls it."""
 
-    def __init__(self, step_ms: float, n_vocab: int) -> None:
+    def __init__(self, step_ms: float, n_vocab: int, real: Callable[[StepPlan], StepResult] | None) -> None:
         self.step_s = step_ms / 1e3
+        self._real = real
         self.between_us: list[
             tuple[int, float, float]
         ] = []  # (rows, time since the step before, of the thread)
@@ -49,7 +53,11 @@ class TimedStep:
     def __call__(self, plan: StepPlan) -> StepResult:
         cpu_us = 1e6 * (time.thread_time() - self._ended_cpu_s)
         self.between_us.append((plan.n_rows, 1e6 * (time.perf_counter() - self._ended_s), cpu_us))
-        n_out = plan.n_out
+        result = self._wait(plan.n_out) if self._real is None else self._real(plan)
+        self._ended_s, self._ended_cpu_s = time.perf_counter(), time.thread_time()
+        return result
+
+    def _wait(self, n_out: int) -> StepResult:
         result = StepResult(
             self._rng.integers(300, self._n_vocab, n_out, dtype=np.int32),
             np.zeros(n_out, np.float32),
@@ -59,7 +67,6 @@ class TimedStep:
             np.zeros(n_out, np.uint8),
         )
         time.sleep(self.step_s)
-        self._ended_s, self._ended_cpu_s = time.perf_counter(), time.thread_time()
         return result
 
 
@@ -71,12 +78,13 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def load(path: Path, wanted: RuntimeSettings, **more: Any) -> Any:
         model = parts.load_model(path, wanted, **more)
-        steps.append(TimedStep(arguments.step_ms, model.config.n_vocab))
+        real = model.step if arguments.model else None
+        steps.append(TimedStep(arguments.step_ms, model.config.n_vocab, real))
         model.step = steps[-1]
         return model
 
     host = ModelHost(ModelFolder(None, None), settings, dataclasses.replace(parts, load_model=load))
-    await host.load(entry_of(DEMO))
+    await host.load(entry_of(arguments.model or DEMO))
     service, loop = GenerateService(host), asyncio.get_running_loop()
     wakes = [0]
     real = loop.call_soon_threadsafe
@@ -127,6 +135,7 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--step-ms", type=float, default=10.0)
+    parser.add_argument("--model", type=Path, help="compute the steps of this model")
     print(json.dumps(asyncio.run(measure(parser.parse_args()))))
     return 0
 

@@ -21,7 +21,7 @@ def test_prompts_get_the_time_that_answers_leave():
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=4, prompt_rows=0, step_ms=50)
     pacer.measured(decode_rows=4, prompt_rows=20, step_ms=150)  # 5 ms a prompt row
-    assert pacer.row_budget(4) == 4 + 25  # 70 % of 250 ms, without the 50 ms of the answers
+    assert pacer.row_budget(4) == 4 + 20  # 60 % of 250 ms, without the 50 ms of the answers
     assert pacer.row_budget(0) == 200  # four budgets, where nobody's answer waits
 
 
@@ -29,7 +29,7 @@ def test_where_answers_alone_are_slow_a_prompt_may_slow_them_down_further():
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=2, prompt_rows=0, step_ms=400)
     pacer.measured(decode_rows=2, prompt_rows=20, step_ms=600)  # 10 ms a prompt row
-    assert pacer.row_budget(2) == 2 + 44  # 70 % of three times 400 ms
+    assert pacer.row_budget(2) == 2 + 32  # 60 % of three times 400 ms
 
 
 def test_prompts_always_get_some_rows_and_never_too_many():
@@ -77,8 +77,8 @@ def test_few_rows_are_known_to_cost_more_and_steps_stay_within_their_part_of_the
     pacer = StepPacer(250, 256)
     pacer.measured(decode_rows=3, prompt_rows=0, step_ms=step_ms(3, 0))
     times = settle(pacer, 3)
-    assert max(times) <= 0.7 * 250
-    assert min(times) >= 0.5 * 250  # and use it
+    assert max(times) <= 0.6 * 250
+    assert min(times) >= 0.45 * 250  # and use it
 
 
 def test_costs_of_all_numbers_of_rows_move_together():
@@ -89,7 +89,7 @@ def test_costs_of_all_numbers_of_rows_move_together():
     for _ in range(40):  # the machine becomes three times as fast
         pacer.measured(decode_rows=3, prompt_rows=8, step_ms=80 + 40)
     assert pacer.prompt_costs.row_ms(32) == pytest.approx(10 / 3, rel=0.05)
-    assert pacer.row_budget(3) == 3 + 27
+    assert pacer.row_budget(3) == 3 + 20
 
 
 def test_rates_over_the_last_seconds():
