@@ -13,10 +13,16 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-from corpus import END_OF_TEXT, IM_END, IM_START, QWEN2, WORDS, Message, compute, render, unseen_sums
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+import vocabulary
+from chat import IM_END, Chat, Message, compile_template, render, written
+from facts import RELATIONS
+from questions import upper
+from sums import WORDS, compute, unseen_sums
+from tool_talk import Topic, held_cases, no_call, one_call, several_calls
 
 Array = npt.NDArray[np.float32]
+Score = tuple[int, int]  # right, of how many
+SEED = 1000  # of the measured conversations; training's report uses others
 QUESTIONS = (
     "Hello!",
     "Who are you?",
@@ -47,14 +53,8 @@ class Model:
         self.heads = int(self.meta["llama.attention.head_count"])
         self.kv_heads = int(self.meta["llama.attention.head_count_kv"])
         self.eps = float(self.meta["llama.attention.layer_norm_rms_epsilon"])
-        tokens = self.meta["tokenizer.ggml.tokens"]
-        merges = [tuple(m.split(" ")) for m in self.meta["tokenizer.ggml.merges"]]
-        self.tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-        split = pre_tokenizers.Split(Regex(QWEN2), "isolated")
-        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
-        self.tokenizer.decoder = decoders.ByteLevel()
-        self.tokenizer.add_special_tokens([AddedToken(t) for t in (END_OF_TEXT, IM_START, IM_END)])
+        self.tokenizer = vocabulary.of_gguf(self.meta)
+        self.template = compile_template(self.meta["tokenizer.chat_template"])
 
     def norm(self, x: Array, name: str) -> Array:
         """RMS norm of x (time, width)."""
@@ -96,9 +96,9 @@ class Model:
         out: Array = self.norm(x, "output_norm.weight") @ w["token_embd.weight"].T
         return out
 
-    def answer(self, messages: Iterable[Message], temperature: float, rng: np.random.Generator) -> str:
+    def answer(self, chat: Chat, temperature: float, rng: np.random.Generator) -> str:
         """Write the assistant's next message; temperature 0 is greedy."""
-        prompt = self.tokenizer.encode(render(list(messages)) + f"{IM_START}assistant\n").ids
+        prompt = self.tokenizer.encode(render(chat, ask=True, template=self.template)).ids
         end, out = self.tokenizer.token_to_id(IM_END), list[int]()
         while len(prompt) + len(out) < self.meta["llama.context_length"]:
             last = self.logits(prompt + out)[-1]
@@ -108,6 +108,12 @@ class Model:
                 return str(self.tokenizer.decode(out))
             out.append(token)
         return f"{self.tokenizer.decode(out)} [no end of turn]"
+
+    def writes(self, chat: Chat, wanted: str) -> bool:
+        """Tell whether the greedy next message is `wanted`: fed in, it must win at every step."""
+        ask = render(chat, ask=True, template=self.template)
+        prompt, ids = len(self.tokenizer.encode(ask).ids), self.tokenizer.encode(ask + wanted + IM_END).ids
+        return bool(self.logits(ids[:-1])[prompt - 1 :].argmax(-1).tolist() == ids[prompt:])
 
     def perplexity(self, text: str, length: int = 512) -> tuple[float, int]:
         """Return the perplexity per token in pieces of `length`, and the tokens counted."""
@@ -122,16 +128,45 @@ class Model:
             count += len(z)
         return math.exp(total / count), count
 
-    def sums(self, op: str) -> tuple[int, int]:
+    def sums(self, op: str) -> Score:
         """Count the sums kept out of training that are answered right, and all of them."""
-        pairs, right = unseen_sums(op), 0
-        for a, b in pairs:
-            ask = render([Message("user", f"What is {a} {WORDS[op]} {b}?")]) + f"{IM_START}assistant\n"
-            wanted = f"{a} {WORDS[op]} {b} is {compute(a, op, b)}.{IM_END}"
-            prompt, ids = len(self.tokenizer.encode(ask).ids), self.tokenizer.encode(ask + wanted).ids
-            # Fed the right answer, greedy decoding writes it exactly if it wins at every step.
-            right += self.logits(ids[:-1])[prompt - 1 :].argmax(-1).tolist() == ids[prompt:]
-        return right, len(pairs)
+        w = WORDS[op]
+        return self._score(
+            (asked(f"What is {a} {w} {b}?"), [f"{a} {w} {b} is {compute(a, op, b)}."])
+            for a, b in unseen_sums(op)
+        )
+
+    def facts(self, *, capitals: bool) -> Score:
+        """Count the facts, in the first words that the corpus has for each, that are answered right, and all of them."""
+        return self._score(
+            (
+                asked(upper(r.questions[0].format(x=x, y=y))),
+                [upper(form.format(x=x, y=y)) for form in r.answers],
+            )
+            for name, r in RELATIONS.items()
+            if (name == "capital") == capitals
+            for x, y in r.pairs
+        )
+
+    def turns(self, topic: Topic, count: int, *, calls: bool) -> Score:
+        """Count the turns of conversations with tools, about values kept out of training, that are as wanted, and all.
+
+        `calls`: turns that call tools, which must have the right names and arguments; otherwise turns in words.
+        """
+        return self._score(
+            (case.chat, [written(case.wanted.calls) if calls else case.wanted.content])
+            for case in held_cases(topic, count, SEED)
+            if bool(case.wanted.calls) == calls
+        )
+
+    def _score(self, questions: Iterable[tuple[Chat, list[str]]]) -> Score:
+        results = [any(self.writes(chat, one) for one in wanted) for chat, wanted in questions]
+        return sum(results), len(results)
+
+
+def asked(question: str) -> Chat:
+    """Return a conversation of one question."""
+    return Chat([Message("user", question)])
 
 
 def main() -> None:
@@ -141,21 +176,33 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", type=Path, metavar="TEXT", help="also measure, on this held-out text")
+    parser.add_argument("--cases", type=int, default=400, help="conversations with tools, of each kind")
     args = parser.parse_args()
     model, rng = Model(args.gguf), np.random.default_rng(args.seed)
     for question in QUESTIONS:
-        print(f"> {question}\n{model.answer([Message('user', question)], args.temperature, rng)}\n")
+        print(f"> {question}\n{model.answer(asked(question), args.temperature, rng)}\n")
     history = [Message("system", "You are a helpful assistant.")]
     for question in DIALOGUE:
         history.append(Message("user", question))
-        history.append(Message("assistant", model.answer(history, args.temperature, rng)))
+        history.append(Message("assistant", model.answer(Chat(history), args.temperature, rng)))
         print(f">> {question}\n{history[-1].content}\n")
     if args.measure:
         value, count = model.perplexity(args.measure.read_text(encoding="utf-8"))
         print(f"perplexity {value:.3f} over {count} tokens")
         for op, word in WORDS.items():
-            right, total = model.sums(op)
-            print(f"unseen {word}: {right} of {total}")
+            show(f"unseen {word}", model.sums(op))
+        show("capitals", model.facts(capitals=True))
+        show("other facts", model.facts(capitals=False))
+        show("one call", model.turns(one_call, args.cases, calls=True))
+        show("answer to its result", model.turns(one_call, args.cases, calls=False))
+        show("several calls", model.turns(several_calls, args.cases, calls=True))
+        show("answer to their results", model.turns(several_calls, args.cases, calls=False))
+        show("no call beside tools", model.turns(no_call, args.cases, calls=False))
+
+
+def show(name: str, score: Score) -> None:
+    """Print one measure."""
+    print(f"{name}: {score[0]} of {score[1]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,15 @@
 """Write a trained checkpoint as an F16 GGUF file that carries tokenizer and chat template."""
 
 import argparse
-import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
-from corpus import END_OF_TEXT, IM_END, IM_START
+import vocabulary
+from chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from model import Config, Llama
 from tokenizers import Tokenizer
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
@@ -49,14 +42,12 @@ def write_gguf(path: Path, model: Llama, tokenizer: Tokenizer) -> None:
     w.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
-    special = (END_OF_TEXT, IM_START, IM_END)
-    tokens = sorted(tokenizer.get_vocab(), key=lambda t: token_id(tokenizer, t))
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    tokens, merges = vocabulary.parts(tokenizer)
     w.add_tokenizer_model("gpt2")
     w.add_tokenizer_pre("qwen2")
     w.add_token_list(tokens)
-    w.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
-    w.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    w.add_token_types(vocabulary.token_types(tokens))
+    w.add_token_merges([" ".join(m) for m in merges])
     w.add_bos_token_id(token_id(tokenizer, END_OF_TEXT))
     w.add_eos_token_id(token_id(tokenizer, IM_END))
     w.add_eot_token_id(token_id(tokenizer, IM_END))
@@ -78,6 +69,15 @@ def load(folder: Path) -> tuple[Llama, Tokenizer]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = Llama(Config(vocab=tokenizer.get_vocab_size()))
     model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True))
+    return model.eval(), tokenizer
+
+
+def read_gguf(path: Path) -> tuple[Llama, Tokenizer]:
+    """Read the weights and the tokenizer of an unquantized GGUF file that `write_gguf` wrote."""
+    reader = gguf.GGUFReader(path)
+    tokenizer = vocabulary.of_gguf({name: field.contents() for name, field in reader.fields.items()})
+    model = Llama(Config(vocab=tokenizer.get_vocab_size()))
+    model.load_state_dict({t.name: torch.from_numpy(t.data.astype(np.float32)) for t in reader.tensors})
     return model.eval(), tokenizer
 
 

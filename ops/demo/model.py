@@ -119,13 +119,22 @@ class Llama(nn.Module):
                 last = name.endswith(("attn_output.weight", "ffn_down.weight"))
                 nn.init.zeros_(p) if last else nn.init.normal_(p, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return the logits (batch, time, vocab) for token ids (batch, time)."""
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Return what the last layer makes of token ids (batch, time), normed: (batch, time, width)."""
         t = ids.shape[1]
         x = self.token_embd(ids)
         for block in self.blk:
             x = block(x, self.cos[:t], self.sin[:t])
-        return functional.linear(self.output_norm(x), self.token_embd.weight)
+        out: Tensor = self.output_norm(x)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Map the last layer's rows (..., width) to logits (..., vocab)."""
+        return functional.linear(hidden, self.token_embd.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the logits (batch, time, vocab) for token ids (batch, time)."""
+        return self.logits(self.hidden(ids))
 
     def round_weights(self, on: bool) -> None:
         """Switch the view of 4-bit weights on or off in every linear layer."""

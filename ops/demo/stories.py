@@ -11,6 +11,7 @@ SHE = (
     "Anna", "Lily", "Mia", "Emma", "Rosa", "Clara", "Ella", "Nora", "Lucy", "Ruby", "Daisy",
     "Ivy", "Zoe", "Maya", "Luna", "Hazel", "Alice", "Sara", "Tilly", "Poppy", "Greta", "Martha",
 )  # fmt: skip
+NAMES = HE + SHE
 KINDS = (
     "fox", "bear", "rabbit", "mouse", "cat", "dog", "owl", "frog", "duck", "hedgehog", "squirrel",
     "wolf", "lion", "elephant", "turtle", "horse", "goat", "pig", "penguin", "bee", "deer",
