@@ -23,7 +23,7 @@ NATIVE := $(shell find runtime/native -name '*.cpp' -o -name '*.h' -o -name CMak
 CXX_FILES := $(filter %.cpp %.h,$(NATIVE))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-clients test-peers fuzz-api fix proto native test-native test-arm test-python bench bench-quantizer clean
+.PHONY: help run test check test-clients test-peers fuzz-api fix proto native test-native test-arm test-avx512 test-python bench bench-quantizer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -69,6 +69,12 @@ test-native: ## run the native tests under the address and undefined-behaviour s
 	  -DQUANTD_SANITIZE=address,undefined > /dev/null
 	cmake --build build/sanitize --parallel 2 > build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	ctest --test-dir build/sanitize --output-on-failure
+
+test-avx512: ## run the native tests with the AVX-512 level emulated, on a CPU that lacks it
+	cmake -S runtime/native -B build/avx512 -DCMAKE_BUILD_TYPE=Release -DQUANTD_PYTHON=OFF -DQUANTD_TESTS=ON \
+	  -DQUANTD_EMULATE_AVX512=ON > /dev/null
+	cmake --build build/avx512 --parallel 2 > build/avx512.log || { cat build/avx512.log; exit 1; }
+	ctest --test-dir build/avx512 --output-on-failure
 
 # Debian: apt install g++-aarch64-linux-gnu qemu-user.  What the read-ahead sees of the system is not emulated.
 test-arm: ## build the native tests for arm64 and run them under emulation (needs a cross compiler and qemu-aarch64)

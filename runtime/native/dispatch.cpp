@@ -37,6 +37,9 @@ bool has_avx2() {
 }
 
 bool has_avx512vnni() {
+#if defined(QUANTD_EMULATE_AVX512)
+    return true;  // tests/emulated_avx512.h
+#endif
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
