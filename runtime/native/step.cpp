@@ -10,7 +10,7 @@ namespace quantd {
 namespace {
 
 // Weights of one chunk when few rows are multiplied: large enough to stream, small enough to balance.
-constexpr int64_t kChunkWeightBytes = 32 << 10;
+constexpr int64_t kChunkWeightBytes = 64 << 10;
 // Weight rows of one chunk are a multiple of this; kernels may work on groups of weight rows.
 constexpr int64_t kChunkRowMultiple = 16;
 constexpr int64_t kFewRows = 16;

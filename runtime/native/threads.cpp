@@ -24,6 +24,9 @@ inline void cpu_relax() {
 constexpr std::chrono::microseconds kSpin{40};
 constexpr int kPausesPerClockRead = 32;
 
+constexpr int64_t kMaxChunks = int64_t{1} << 31;
+constexpr uint64_t kEndMask = 0xffffffff;
+
 // Spins until ready() or until kSpin has passed; tells whether it became ready.
 template <typename Ready>
 bool spin_until(const Ready& ready) {
@@ -45,6 +48,7 @@ ThreadPool::ThreadPool(int n_threads) {
                                     ", got " + std::to_string(n_threads));
     }
     used_.store(n_threads, std::memory_order_seq_cst);
+    shares_ = std::make_unique<Share[]>(static_cast<size_t>(n_threads));
     workers_.reserve(static_cast<size_t>(n_threads - 1));
     try {
         for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -72,10 +76,10 @@ void ThreadPool::use(int n_threads) noexcept {
 
 void ThreadPool::run(int64_t n, int64_t chunk, Call call, const void* body) {
     n_ = n;
-    chunk_ = std::max<int64_t>(1, chunk);
+    chunk_ = std::max({int64_t{1}, chunk, n / kMaxChunks + 1});
     call_ = call;
     body_ = body;
-    next_.store(0, std::memory_order_relaxed);
+    share_out();
     const uint64_t region = (state_.load(std::memory_order_relaxed) >> 32) + 1;
     state_.store((region << 32) | kOpen, std::memory_order_seq_cst);
     wake_.fetch_add(1, std::memory_order_seq_cst);
@@ -85,11 +89,60 @@ void ThreadPool::run(int64_t n, int64_t chunk, Call call, const void* body) {
     wait_for_workers();
 }
 
+void ThreadPool::share_out() noexcept {
+    const int64_t n_chunks = (n_ + chunk_ - 1) / chunk_, n_threads = used();
+    for (int64_t i = 0; i < size(); ++i) {  // those that take no part get nothing
+        const auto begin = static_cast<uint64_t>(n_chunks * std::min(i, n_threads) / n_threads);
+        const auto end = static_cast<uint64_t>(n_chunks * std::min(i + 1, n_threads) / n_threads);
+        shares_[static_cast<size_t>(i)].chunks.store(begin << 32 | end, std::memory_order_relaxed);
+    }
+}
+
 void ThreadPool::take_chunks(int thread) noexcept {
+    int64_t chunk = 0;
+    do {
+        while (take_own(thread, chunk)) {
+            const int64_t begin = chunk * chunk_;
+            call_(body_, thread, begin, std::min(n_, begin + chunk_));
+        }
+    } while (take_over(thread));
+}
+
+bool ThreadPool::take_own(int thread, int64_t& chunk) noexcept {
+    std::atomic<uint64_t>& own = shares_[static_cast<size_t>(thread)].chunks;
+    uint64_t share = own.load(std::memory_order_relaxed);
+    while ((share >> 32) < (share & kEndMask)) {
+        if (own.compare_exchange_weak(share, share + (uint64_t{1} << 32), std::memory_order_relaxed)) {
+            chunk = static_cast<int64_t>(share >> 32);
+            return true;
+        }
+    }
+    return false;
+}
+
+// Half of the largest share that is left becomes this thread's, whose own is empty.  No share ever comes
+// back: the first chunk of one that was a thread's is done before the thread takes another, so a
+// compare-and-swap cannot take an old share for a new one.
+bool ThreadPool::take_over(int thread) noexcept {
     for (;;) {
-        const int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
-        if (begin >= n_) return;
-        call_(body_, thread, begin, std::min(n_, begin + chunk_));
+        int from = -1;
+        uint64_t share = 0, most = 0;
+        for (int i = 0; i < size(); ++i) {
+            const uint64_t each = shares_[static_cast<size_t>(i)].chunks.load(std::memory_order_relaxed);
+            const uint64_t begin = each >> 32, end = each & kEndMask;
+            if (begin < end && end - begin > most) {
+                most = end - begin;
+                share = each;
+                from = i;
+            }
+        }
+        if (from == -1) return false;
+        const uint64_t end = share & kEndMask, middle = end - (most + 1) / 2;
+        if (shares_[static_cast<size_t>(from)].chunks.compare_exchange_strong(share, share - end + middle,
+                                                                              std::memory_order_relaxed)) {
+            shares_[static_cast<size_t>(thread)].chunks.store(middle << 32 | end, std::memory_order_relaxed);
+            return true;
+        }
     }
 }
 

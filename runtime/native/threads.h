@@ -1,14 +1,16 @@
 // The worker threads of the step executor.
 //
-// One region at a time: the caller publishes a function and a count, every awake thread takes chunks of
-// indices from one atomic counter, and the caller returns when all chunks are done.  A worker that is not
-// scheduled in time simply misses the region, so a busy neighbour on one core costs its share and never a
-// stall at each barrier.  Between regions workers spin for a moment and then sleep in the kernel: idle costs
+// One region at a time: the caller publishes a function and a count, and returns when all of it is done. Each
+// thread has a share, consecutive chunks of indices, so that weights are read in long runs; who has finished
+// takes half of what another has left.  A worker that is not scheduled in time simply misses the region and
+// the others take its share, so a busy neighbour on one core costs its share and never a stall at each
+// barrier.  Between regions workers spin for a moment and then sleep in the kernel: idle costs
 // nothing.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -59,7 +61,10 @@ class ThreadPool {
     }
 
     void run(int64_t n, int64_t chunk, Call call, const void* body);
+    void share_out() noexcept;
     void take_chunks(int thread) noexcept;
+    bool take_own(int thread, int64_t& chunk) noexcept;
+    bool take_over(int thread) noexcept;
     void work(int thread) noexcept;
     bool enter_region(uint32_t& seen) noexcept;
     void leave_region() noexcept;
@@ -72,7 +77,12 @@ class ThreadPool {
     static constexpr uint64_t kActiveMask = 0xffff;
 
     alignas(64) std::atomic<uint64_t> state_{0};
-    alignas(64) std::atomic<int64_t> next_{0};   // first index that nobody has taken
+    // What one thread has yet to do: chunks [begin, end), as begin << 32 | end.  Its owner takes the first,
+    // others take from the end.
+    struct alignas(64) Share {
+        std::atomic<uint64_t> chunks{0};
+    };
+    std::unique_ptr<Share[]> shares_;            // (size())
     alignas(64) std::atomic<uint32_t> wake_{0};  // sleeping workers wait for it to change
     alignas(64) std::atomic<uint32_t> done_{0};  // the sleeping caller waits for it to change
     std::atomic<int> used_{1};  // threads that take part; the workers behind them wait for it to change

@@ -353,6 +353,7 @@ template <class Format, int kFew>
 struct Kernel {
     static constexpr int64_t kBlockBytes = Format::kBytes;
     static constexpr int kFewRows = kFew;
+    static constexpr int64_t kFewAhead = 8;  // blocks from a stream's block to the one that is prefetched
     static constexpr int64_t kPanelRows = Format::kSigned ? 32 : 64;
     static constexpr int64_t kTileQs = Format::kSigned ? 512 : 256, kTileBytes = kTileQs + kTailBytes;
     struct Panel {
@@ -466,7 +467,6 @@ struct Kernel {
         for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
         const int64_t n = n_blocks(args.n_in);
         for (int64_t at = 0; at < n; ++at) {
-            const int64_t ahead = offset_ahead(at, 8, n, kBlockBytes, kLanes * args.row_bytes);
             const Rows blocks = advance(rows, at * kBlockBytes);
             const uint8_t* act = args.act + at * kActBytes;
             typename Format::Header header;
@@ -474,7 +474,7 @@ struct Kernel {
             __m256i sum[kRows][kLanes];
 #pragma GCC unroll 1
             for (int i = 0; i < kLanes; ++i) {
-                prefetch_block<kBlockBytes>(rows[i] + ahead);
+                prefetch_block<kBlockBytes>(blocks[i] + kFewAhead * kBlockBytes);
                 __m256i part[kRows];
                 for (int r = 0; r < kRows; ++r) part[r] = _mm256_setzero_si256();
 #pragma GCC unroll 8

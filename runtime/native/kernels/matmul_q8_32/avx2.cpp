@@ -268,8 +268,7 @@ struct Kernel {
         for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
         const int64_t n = n_blocks(args.n_in), row_blocks = args.n_in / kQ32;
         for (int64_t at = 0; at < n; ++at) {
-            const int64_t ahead = offset_ahead(at, 6, n, kBlockBytes, kLanes * args.row_bytes);
-            for (int i = 0; i < kLanes; ++i) prefetch_block<kBlockBytes>(rows[i] + ahead);
+            for (int i = 0; i < kLanes; ++i) prefetch_block<kBlockBytes>(rows[i] + (at + 4) * kBlockBytes);
             const int64_t end = at * kUnitBlocks + blocks_of(args.n_in, at);
 #pragma GCC unroll 1
             for (int64_t b = at * kUnitBlocks; b < end; ++b) {
