@@ -82,6 +82,10 @@ class Importance:
         found = self.tensors.get(name)
         if found is None or name in UNWEIGHTED:
             return None
+        if "_exps" in name and len(found.counts) == 1 and found.mean_squares.size % n_in == 0:
+            # The older file says how many values there are, not of how many experts.
+            means = found.mean_squares.reshape(-1, n_in)
+            found = TensorImportance(means, np.ones(len(means), np.float32))
         n_matrices, width = found.mean_squares.shape
         if width != n_in or matrix >= n_matrices:
             raise RequestError(
@@ -142,9 +146,9 @@ def _run(
         report(begin + len(chunk), len(tokens))
     tensors = {
         name: TensorImportance(
-            (sums / n_rows).astype(np.float32)[None], np.array([float(n_rows)], np.float32)
+            (sums / np.maximum(counts, 1)[:, None]).astype(np.float32), counts.astype(np.float32)
         )
-        for name, (sums, n_rows) in loaded.input_statistics().items()
+        for name, (sums, counts) in loaded.input_statistics().items()
     }
     return Importance(tensors, (dataset,), n_chunks, ctx, len(tokens))
 

@@ -390,7 +390,7 @@ class Program:
     def collect_inputs(self) -> None:
         """From now on sum the squares of every matrix's input; ValueError before finish."""
 
-    def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], int]]:
+    def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
         """Return (sum of squares of each column (n_in,), rows seen) of the input of each matrix that was multiplied."""
     def embed_step(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, page_starts: Int32, pages: Int32

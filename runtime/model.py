@@ -95,8 +95,10 @@ class LoadedModel:
         """From now on sum the squares of what every matrix is multiplied with (calibration)."""
         self._running().collect_inputs()
 
-    def input_statistics(self) -> dict[str, tuple[np.ndarray[tuple[int], np.dtype[np.float64]], int]]:
-        """Return (sum of squares of each column (n_in,), rows seen) for each matrix, since collect_inputs."""
+    def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Return (sums of squares (n_matrices, n_in), rows seen (n_matrices,)) of each tensor that was used since
+        collect_inputs: one matrix, or one for each expert.
+        """
         return self._running().input_statistics()
 
     def with_tensors_of(self, other: ModelFile) -> LoadedModel:

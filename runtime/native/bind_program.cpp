@@ -201,11 +201,15 @@ nb::dict BoundProgram::input_statistics() const {
     if (program_.inputs() == nullptr) throw std::invalid_argument("inputs are not being collected");
     nb::dict found;
     for (size_t i = 0; i < program_.n_matrices(); ++i) {
-        const std::vector<double>& sums = program_.inputs()->sum_of_squares(i);
-        const int64_t n_rows = program_.inputs()->n_rows(i);
-        if (n_rows == 0) continue;
+        const InputStatistics& inputs = *program_.inputs();
+        const std::vector<int64_t>& n_rows = inputs.n_rows(i);
+        if (std::ranges::all_of(n_rows, [](int64_t n) { return n == 0; })) continue;
+        const std::vector<double>& sums = inputs.sums_of_squares(i);
+        const auto n_matrices = static_cast<size_t>(inputs.shape(i).n_matrices);
+        const auto n_columns = static_cast<size_t>(inputs.shape(i).n_columns);
         found[program_.matrix_at(i).name.c_str()] = nb::make_tuple(
-            new_array<double>({sums.size()}, [&](double* out) { std::ranges::copy(sums, out); }), n_rows);
+            new_array<double>({n_matrices, n_columns}, [&](double* out) { std::ranges::copy(sums, out); }),
+            new_array<int64_t>({n_matrices}, [&](int64_t* out) { std::ranges::copy(n_rows, out); }));
     }
     return found;
 }

@@ -70,6 +70,7 @@ void Program::run(const ExpertsOp& op) noexcept {
     group_by_expert(op);
     gather(op);
     gate_experts(op);
+    observe_experts(op);
     quantize_rows(buffers_[static_cast<size_t>(op.hidden)], n_live_ * op.n_used);
     add_experts(op);
 }
@@ -170,6 +171,23 @@ void Program::gate_experts(const ExpertsOp& op) noexcept {
                 }
             }
         });
+}
+
+// The inputs of each expert's matrices are those of the rows that went to it.
+void Program::observe_experts(const ExpertsOp& op) noexcept {
+    if (inputs_ == nullptr) return;
+    const Buffer& in = buffers_[static_cast<size_t>(op.in)];
+    const Buffer& hidden = buffers_[static_cast<size_t>(op.hidden)];
+    observe(op.router, in, n_live_);
+    for (int64_t row = 0; row < n_live_; ++row) {
+        for (int64_t slot = 0; slot < op.n_used; ++slot) {
+            const auto at = static_cast<size_t>(row * op.n_used + slot);
+            const int64_t expert = routing_.experts[at];
+            inputs_->add(static_cast<size_t>(op.gate), expert, in.row(row), 0, 1);
+            inputs_->add(static_cast<size_t>(op.up), expert, in.row(row), 0, 1);
+            inputs_->add(static_cast<size_t>(op.down), expert, hidden.row(routing_.places[at]), 0, 1);
+        }
+    }
 }
 
 // out[row] += sum of weight * down . hidden[place]

@@ -2,25 +2,31 @@
 
 namespace quantd {
 
-InputStatistics::InputStatistics(const std::vector<int64_t>& n_columns) : counts_(n_columns.size(), 0) {
-    sums_.reserve(n_columns.size());
-    for (const int64_t n : n_columns) sums_.emplace_back(static_cast<std::size_t>(n), 0.0);
+InputStatistics::InputStatistics(const std::vector<Shape>& tensors) {
+    tensors_.reserve(tensors.size());
+    for (const Shape& shape : tensors) {
+        const auto n = static_cast<std::size_t>(shape.n_matrices);
+        tensors_.push_back({shape, std::vector<double>(n * static_cast<std::size_t>(shape.n_columns), 0.0),
+                            std::vector<int64_t>(n, 0)});
+    }
 }
 
-void InputStatistics::add(std::size_t matrix, const float* rows, int64_t stride, int64_t n_rows) noexcept {
-    std::vector<double>& sums = sums_[matrix];
+void InputStatistics::add(std::size_t tensor, int64_t matrix, const float* rows, int64_t stride,
+                          int64_t n_rows) noexcept {
+    Tensor& to = tensors_[tensor];
+    double* sums = to.sums.data() + matrix * to.shape.n_columns;
     for (int64_t row = 0; row < n_rows; ++row) {
         const float* x = rows + row * stride;
-        for (std::size_t i = 0; i < sums.size(); ++i) {
+        for (int64_t i = 0; i < to.shape.n_columns; ++i) {
             sums[i] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
         }
     }
-    counts_[matrix] += n_rows;
+    to.n_rows[static_cast<std::size_t>(matrix)] += n_rows;
 }
 
 int64_t InputStatistics::size_bytes() const {
     int64_t bytes = 0;
-    for (const auto& sums : sums_) bytes += static_cast<int64_t>(sums.size() * sizeof(double));
+    for (const Tensor& each : tensors_) bytes += static_cast<int64_t>(each.sums.size() * sizeof(double));
     return bytes;
 }
 

@@ -437,9 +437,16 @@ void Program::allocate_scratch() {
 
 void Program::collect_inputs() {
     if (!finished_) fail("inputs are collected once the program is finished");
-    std::vector<int64_t> n_columns;
-    for (const Tensor& matrix : matrices_) n_columns.push_back(matrix.n_in);
-    inputs_ = std::make_unique<InputStatistics>(n_columns);
+    std::vector<InputStatistics::Shape> shapes;
+    for (const Tensor& matrix : matrices_) shapes.push_back({1, matrix.n_in});
+    for (const Op& op : ops_) {
+        if (const auto* experts = std::get_if<ExpertsOp>(&op)) {
+            for (const int weight : {experts->gate, experts->up, experts->down}) {
+                shapes[static_cast<size_t>(weight)].n_matrices = buffer(experts->logits).width;
+            }
+        }
+    }
+    inputs_ = std::make_unique<InputStatistics>(shapes);
 }
 
 std::string Program::describe() const {

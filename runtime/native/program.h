@@ -362,6 +362,7 @@ class Program {
     void group_by_expert(const ExpertsOp& op) noexcept;
     void gather(const ExpertsOp& op) noexcept;
     void gate_experts(const ExpertsOp& op) noexcept;
+    void observe_experts(const ExpertsOp& op) noexcept;
     void add_experts(const ExpertsOp& op) noexcept;
     void run_all(const StepInput& input) noexcept;
     void run(const RmsNormOp& op) noexcept;

@@ -219,7 +219,7 @@ void Program::prepare_rows() noexcept {
 }
 
 void Program::observe(int weight, const Buffer& in, int64_t n_rows) noexcept {
-    if (inputs_ != nullptr) inputs_->add(static_cast<size_t>(weight), in.data, in.stride, n_rows);
+    if (inputs_ != nullptr) inputs_->add(static_cast<size_t>(weight), 0, in.data, in.stride, n_rows);
 }
 
 // The forms in which matmuls read this row, made once by whoever wrote it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -21,6 +22,7 @@ from runtime.errors import ModelFormatError, RequestError
 from runtime.gguf import ModelFile
 from runtime.memory import RuntimeSettings
 from runtime.model import load_model
+from tests.models.support import N_VOCAB, Tiny, write_tiny
 
 DEMO = Path(__file__).resolve().parents[2] / "ops/demo/quantd-demo-f16.gguf"
 
@@ -135,3 +137,53 @@ def test_damaged_files_are_refused(tmp_path, raw):
 def test_model_file_is_no_imatrix():
     with pytest.raises(ModelFormatError, match="no imatrix file"):
         read_imatrix(DEMO)
+
+
+@pytest.fixture
+def experts_importance(tmp_path, monkeypatch):
+    """What a small random model of four experts sees; it has no tokenizer, so its tokens are random as well."""
+    tokens = np.random.default_rng(5).integers(0, N_VOCAB, 128).tolist()
+    tokenizer = SimpleNamespace(eog_ids=(), add_bos=False, bos_id=None, encode=lambda *_, **__: tokens)
+    monkeypatch.setattr("runtime.model.build_tokenizer", lambda _: tokenizer)
+
+    def collected(n_used: int) -> Importance:
+        tiny = Tiny(n_experts=4, n_embd=64, n_ff=96, keys={"expert_used_count": n_used})
+        return collect(write_tiny(tmp_path / f"moe{n_used}.gguf", tiny), "", ctx=64, threads=2)
+
+    return collected
+
+
+@pytest.mark.parametrize("n_used", [1, 2, 4])
+def test_each_expert_counts_the_rows_that_it_was_given(experts_importance, n_used):
+    found = experts_importance(n_used)
+    router = found.tensors["blk.0.ffn_gate_inp.weight"]
+    gate, up, down = (found.tensors[f"blk.0.ffn_{kind}_exps.weight"] for kind in ("gate", "up", "down"))
+    assert gate.mean_squares.shape == (4, 64)
+    assert down.mean_squares.shape == (4, 96)
+    assert gate.counts.sum() == n_used * found.n_tokens
+    assert np.array_equal(gate.counts, up.counts)
+    assert np.array_equal(gate.counts, down.counts)
+    assert np.array_equal(gate.mean_squares, up.mean_squares)
+    # every row went to n_used experts, so the experts together saw the router's input n_used times
+    np.testing.assert_allclose(
+        (gate.mean_squares * gate.counts[:, None]).sum(0),
+        n_used * router.mean_squares[0] * router.counts[0],
+        rtol=1e-4,
+    )
+    if n_used == 4:
+        np.testing.assert_allclose(gate.mean_squares, np.tile(router.mean_squares, (4, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["imatrix.gguf", "imatrix.dat"])
+def test_files_keep_experts_apart(experts_importance, tmp_path, name):
+    found = experts_importance(1)
+    write_imatrix(tmp_path / name, found)
+    back = read_imatrix(tmp_path / name)
+    for kind, n_in in (("gate", 64), ("down", 96)):
+        tensor = f"blk.0.ffn_{kind}_exps.weight"
+        for expert in range(4):
+            np.testing.assert_allclose(
+                back.of(tensor, n_in, expert), found.of(tensor, n_in, expert), rtol=1e-5
+            )
+        if name.endswith("gguf"):
+            assert np.array_equal(back.tensors[tensor].counts, found.tensors[tensor].counts)
