@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,9 @@ def command(config: Path | None, **flags: Any) -> int:
     # A start makes hundreds of thousands of objects that stay: looking for garbage among them takes a tenth of it.  The
     # daemon sets them aside and turns the collector on again when it serves.
     gc.disable()
+    # Before the first file is mapped: its guard of SIGBUS stands in front of this, and the other way round a model that is
+    # cut would end the process.  Enabled once, it stays as it is.
+    faulthandler.enable()
     from daemon import log
     from daemon.addresses import require_free
     from daemon.config import load
