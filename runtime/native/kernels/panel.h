@@ -26,7 +26,7 @@
 //     unpack(rows, at, n_in, Panel*)      block `at` of eight rows
 //     pack(args, first, n, at, Tile*)     block `at` of activation rows [first, first + n)
 //     multiply<n>(Panel* two, Tile, float* acc)   acc[n][kPanelRows] += two panels x n rows
-//     few<n>(rows, args, __m256* acc)     whole rows: acc[n]
+//     few<n>(rows, args, next_rows_bytes, __m256* acc)   whole rows: acc[n]; what follows them lies so far on
 #pragma once
 
 #include <immintrin.h>
@@ -208,8 +208,8 @@ inline void store_lanes(const MatmulArgs& args, int64_t r, int64_t o, int64_t st
     }
 }
 
-// Where a walk over blocks of neighbouring rows, kLanes (or more) at a time, reads `distance` blocks after
-// block `at`: further on in these rows, or at the beginning of the next ones.
+// Where a walk over the blocks of several rows at a time reads `distance` blocks after block `at`: further on
+// in these rows, or at the beginning of the next ones.
 inline int64_t offset_ahead(int64_t at, int64_t distance, int64_t n_blocks, int64_t block_bytes,
                             int64_t next_rows_bytes) {
     const int64_t ahead = at + distance;
@@ -225,15 +225,23 @@ template <int64_t kBytes>
 // ---- few rows
 // ------------------------------------------------------------------------------------------------
 
-// Every lane reads weight rows of its own, one after the other: eight streams as long as a call lets them be.
-// Eight neighbouring rows of 1 KiB, read together, lie in two or three pages, and reach two thirds of what a
-// plain read of the same bytes gets; eight streams some pages apart reach it (Zen 3).
+// Eight short rows read together lie in two or three pages, and come at two thirds of the speed of a plain
+// read of the same bytes (Zen 3, Q4_K rows of 1152 bytes).  So of short rows every lane reads rows of its
+// own, one after the other: eight streams as long as a call lets them be.  Rows from this size on are streams
+// as they are.
+constexpr int64_t kLongRowBytes = 1536;
+
 template <class Kernel, int kRows>
 void run_few(const MatmulArgs& args) {
-    const int64_t n = args.out_end - args.out_begin, step = (n + kLanes - 1) / kLanes;
-    for (int64_t o = args.out_begin; o < args.out_begin + step; ++o) {
+    const int64_t n = args.out_end - args.out_begin;
+    const bool apart = args.row_bytes < kLongRowBytes;
+    const int64_t step = apart ? (n + kLanes - 1) / kLanes : 1;  // from lane to lane
+    const int64_t next = apart ? 1 : kLanes;                     // from the rows of a lane to its next
+    const int64_t end = apart ? args.out_begin + step : args.out_end;
+    for (int64_t o = args.out_begin; o < end; o += next) {
         __m256 acc[kRows];
-        Kernel::template few<kRows>(rows_from(args, o, step, args.out_end), args, acc);
+        const Rows rows = rows_from(args, o, step, args.out_end);
+        Kernel::template few<kRows>(rows, args, next * args.row_bytes, acc);
         for (int r = 0; r < kRows; ++r) store_lanes(args, r, o, step, args.out_end, acc[r]);
     }
 }

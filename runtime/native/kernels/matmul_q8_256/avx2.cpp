@@ -353,7 +353,6 @@ template <class Format, int kFew>
 struct Kernel {
     static constexpr int64_t kBlockBytes = Format::kBytes;
     static constexpr int kFewRows = kFew;
-    static constexpr int64_t kFewAhead = 8;  // blocks from a stream's block to the one that is prefetched
     static constexpr int64_t kPanelRows = Format::kSigned ? 32 : 64;
     static constexpr int64_t kTileQs = Format::kSigned ? 512 : 256, kTileBytes = kTileQs + kTailBytes;
     struct Panel {
@@ -462,11 +461,12 @@ struct Kernel {
     }
 
     template <int kRows>
-    static void few(const Rows& rows, const MatmulArgs& args, __m256* acc) {
+    static void few(const Rows& rows, const MatmulArgs& args, int64_t next_rows_bytes, __m256* acc) {
         __m256 total[kRows];
         for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
         const int64_t n = n_blocks(args.n_in);
         for (int64_t at = 0; at < n; ++at) {
+            const int64_t ahead = offset_ahead(at, 8, n, kBlockBytes, next_rows_bytes);
             const Rows blocks = advance(rows, at * kBlockBytes);
             const uint8_t* act = args.act + at * kActBytes;
             typename Format::Header header;
@@ -474,7 +474,7 @@ struct Kernel {
             __m256i sum[kRows][kLanes];
 #pragma GCC unroll 1
             for (int i = 0; i < kLanes; ++i) {
-                prefetch_block<kBlockBytes>(blocks[i] + kFewAhead * kBlockBytes);
+                prefetch_block<kBlockBytes>(rows[i] + ahead);
                 __m256i part[kRows];
                 for (int r = 0; r < kRows; ++r) part[r] = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -514,7 +514,7 @@ void add_matmul_q8_256(Kernels& table) {
     // With the number of rows up to which the few-row form is the faster one.
     set(Type::Q2_K, run_rows_in_lanes<Kernel<Q2K, 3>>);
     set(Type::Q3_K, run_rows_in_lanes<Kernel<Q3K, 3>>);
-    set(Type::Q4_K, run_rows_in_lanes<Kernel<Q4K, 3>>);
+    set(Type::Q4_K, run_rows_in_lanes<Kernel<Q4K, 4>>);
     set(Type::Q5_K, run_rows_in_lanes<Kernel<Q5K, 4>>);
     set(Type::Q6_K, run_rows_in_lanes<Kernel<Q6K, 4>>);
     set(Type::IQ4_XS, run_rows_in_lanes<Kernel<Iq4Xs, 3>>);

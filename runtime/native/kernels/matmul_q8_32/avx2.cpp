@@ -263,12 +263,13 @@ struct Kernel {
     static __m256i add_words(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 
     template <int kRows>
-    static void few(const Rows& rows, const MatmulArgs& args, __m256* acc) {
+    static void few(const Rows& rows, const MatmulArgs& args, int64_t next_rows_bytes, __m256* acc) {
         __m256 total[kRows];
         for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
         const int64_t n = n_blocks(args.n_in), row_blocks = args.n_in / kQ32;
         for (int64_t at = 0; at < n; ++at) {
-            for (int i = 0; i < kLanes; ++i) prefetch_block<kBlockBytes>(rows[i] + (at + 4) * kBlockBytes);
+            const int64_t ahead = offset_ahead(at, 6, n, kBlockBytes, next_rows_bytes);
+            for (int i = 0; i < kLanes; ++i) prefetch_block<kBlockBytes>(rows[i] + ahead);
             const int64_t end = at * kUnitBlocks + blocks_of(args.n_in, at);
 #pragma GCC unroll 1
             for (int64_t b = at * kUnitBlocks; b < end; ++b) {
