@@ -13,7 +13,7 @@ from quant.importance import Importance, expert_rows
 from quant.input_files import Bytes
 from quant.plan import TensorPlan, tensor_bytes
 from quant.recipes import BF16, F16, F32
-from runtime._native import dequantize, quantize_rows, type_traits
+from runtime._native import encoding_loss, quantize_rows
 from runtime.errors import ModelFormatError
 
 CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
@@ -67,16 +67,18 @@ class TensorError:
         tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
         if tensor.is_copied or chunk.n_elements % row:
             return
-        n_rows, first_row = chunk.n_elements // row, chunk.first // row
-        sample = slice(-first_row % ERROR_EVERY_ROWS, n_rows, ERROR_EVERY_ROWS)
-        blocks = np.ascontiguousarray(encoded.reshape(n_rows, -1)[sample])
-        if not len(blocks):
-            return
-        values = _as_floats(data.reshape(n_rows, -1)[sample], tensor.source.type_id)
-        name = type_traits(tensor.target_type)[0]
-        decoded = dequantize(name, blocks.reshape(-1), len(blocks) * row).astype(np.float64)
-        self._lost += float(np.square(values - decoded).sum())
-        self._whole += float(np.square(values).sum())
+        lost, whole = encoding_loss(
+            data,
+            tensor.source.type_id,
+            chunk.n_elements // row,
+            row,
+            tensor.target_type,
+            encoded,
+            -(chunk.first // row) % ERROR_EVERY_ROWS,
+            ERROR_EVERY_ROWS,
+        )
+        self._lost += lost
+        self._whole += whole
 
     def result(self) -> float:
         """Return the relative error with four digits, so that the order of sums on another CPU does not show."""
@@ -116,14 +118,6 @@ def _importance(chunk: Chunk, importance: Importance | None, n_cols: int) -> NDA
     if found is None or n_cols == row:
         return found
     return np.ascontiguousarray(found[chunk.first % row :][:n_cols])
-
-
-def _as_floats(rows: Bytes, type_id: int) -> NDArray[np.float64]:
-    """(n, row bytes) to (n * n_cols,)."""
-    raw = np.ascontiguousarray(rows).reshape(-1)
-    if type_id == BF16:
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return raw.view(np.float16 if type_id == F16 else np.float32).astype(np.float64)
 
 
 def _check_finite(chunk: Chunk, data: Bytes) -> None:

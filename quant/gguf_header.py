@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -35,6 +36,7 @@ _NUMBERS = {
     "f64": (12, "<f8"),
 }
 _STRING = 8
+_LENGTH = struct.Struct("<Q")
 _ARRAY = 9
 
 
@@ -100,7 +102,9 @@ def _value(kind: str, value: MetadataValue) -> bytes:
 
 def _elements(kind: str, items: Iterable[int] | Iterable[float] | Iterable[str]) -> tuple[int, bytes]:
     if kind == "string":
-        return _STRING, b"".join(_string(cast(str, item)) for item in items)
+        # A vocabulary has hundreds of thousands of them: no function of ours is called for each.
+        texts = [str.encode(item, "utf-8", "surrogateescape") for item in cast("Iterable[str]", items)]
+        return _STRING, b"".join(chain.from_iterable(zip(map(_LENGTH.pack, map(len, texts)), texts, strict=True)))
     type_id, layout = _NUMBERS[kind]
     return type_id, np.array(list(items), dtype=np.dtype(layout)).tobytes()
 

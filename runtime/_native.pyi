@@ -162,6 +162,23 @@ def quantize_rows(
     the type's range, with out unspecified, else None.  ValueError for wrong sizes, types or level.
     """
 
+def encoding_loss(
+    source: NDArray[np.uint8],
+    source_type: int,
+    n_rows: int,
+    n_cols: int,
+    target_type: int,
+    out: NDArray[np.uint8],
+    first_row: int,
+    every_rows: int,
+    level: str | None = None,
+) -> tuple[float, float]:
+    """Compare rows first_row, first_row + every_rows, ... with their blocks, without the GIL.
+
+    Gives (sum of squared differences, sum of squared values) in float64, the same bits at every CPU level.  source and
+    out as in quantize_rows; ValueError as there.
+    """
+
 # --- Tokenizers (bind_tokenizer.cpp) ------------------------------------------------------------------------------
 # Texts are UTF-8 bytes (ValueError if not), ids are 0 to n_tokens - 1 (IndexError if not).
 

@@ -39,20 +39,25 @@ void check_size(const char* what, size_t size, const TypeTraits& traits, int64_t
     }
 }
 
-std::optional<Fault> quantize_rows_checked(const SourceBytes& source, uint32_t source_type, int64_t n_rows,
-                                           int64_t n_cols, uint32_t target_type, const OutBytes& out,
-                                           int n_threads, const std::optional<std::string>& level,
-                                           const std::optional<Importance>& importance) {
+void check_rows(const SourceBytes& source, uint32_t source_type, int64_t n_rows, int64_t n_cols,
+                uint32_t target_type, size_t target_bytes) {
     if (n_rows < 0 || n_cols < 1 || n_rows > kMaxDimension || n_cols > kMaxDimension) {
         throw std::invalid_argument("n_rows must be at least 0 and n_cols at least 1");
     }
-    if (n_threads < 1 || n_threads > kMaxThreads) throw std::invalid_argument("n_threads must be 1 to 1024");
     const TypeTraits& from = type_traits(source_type);
     const TypeTraits& to = type_traits(target_type);
     if (from.block_elements == 0 || to.block_elements == 0)
         throw std::invalid_argument("unknown tensor type");
     check_size("source", source.size(), from, n_rows, n_cols);
-    check_size("out", out.size(), to, n_rows, n_cols);
+    check_size("out", target_bytes, to, n_rows, n_cols);
+}
+
+std::optional<Fault> quantize_rows_checked(const SourceBytes& source, uint32_t source_type, int64_t n_rows,
+                                           int64_t n_cols, uint32_t target_type, const OutBytes& out,
+                                           int n_threads, const std::optional<std::string>& level,
+                                           const std::optional<Importance>& importance) {
+    if (n_threads < 1 || n_threads > kMaxThreads) throw std::invalid_argument("n_threads must be 1 to 1024");
+    check_rows(source, source_type, n_rows, n_cols, target_type, out.size());
     if (importance && static_cast<int64_t>(importance->size()) != n_cols) {
         throw std::invalid_argument("importance has " + std::to_string(importance->size()) +
                                     " elements, expected " + std::to_string(n_cols));
@@ -70,6 +75,30 @@ std::optional<Fault> quantize_rows_checked(const SourceBytes& source, uint32_t s
     return Fault{fault.row, fault.column, fault.value};
 }
 
+std::tuple<double, double> encoding_loss_checked(const SourceBytes& source, uint32_t source_type,
+                                                 int64_t n_rows, int64_t n_cols, uint32_t target_type,
+                                                 const OutBytes& out, int64_t first_row, int64_t every_rows,
+                                                 const std::optional<std::string>& level) {
+    check_rows(source, source_type, n_rows, n_cols, target_type, out.size());
+    if (first_row < 0 || every_rows < 1 || first_row > kMaxDimension || every_rows > kMaxDimension) {
+        throw std::invalid_argument("first_row must be at least 0 and every_rows at least 1");
+    }
+    const QuantizeRows job{source.data(),
+                           static_cast<Type>(source_type),
+                           n_rows,
+                           n_cols,
+                           static_cast<Type>(target_type),
+                           out.data(),
+                           1,
+                           level ? level->c_str() : nullptr};
+    EncodingLoss loss;
+    {
+        nb::gil_scoped_release unlocked;
+        loss = encoding_loss(job, first_row, every_rows);
+    }
+    return {loss.lost, loss.whole};
+}
+
 }  // namespace
 
 void init_quantize(nb::module_& m) {
@@ -82,6 +111,12 @@ void init_quantize(nb::module_& m) {
           "source and out are uint8 arrays of exactly the tensor's bytes.  Gives None, or (row, column, "
           "value) of\n"
           "the first element that is not finite or beyond the type's range; out is then unspecified.");
+    m.def("encoding_loss", &encoding_loss_checked, nb::arg("source").noconvert(), nb::arg("source_type"),
+          nb::arg("n_rows"), nb::arg("n_cols"), nb::arg("target_type"), nb::arg("out").noconvert(),
+          nb::arg("first_row"), nb::arg("every_rows"), nb::arg("level") = nb::none(),
+          "Compare rows first_row, first_row + every_rows, ... with their blocks, without the GIL: (sum of "
+          "squared\n"
+          "differences, sum of squared values), the same bits at every level.");
 }
 
 }  // namespace quantd

@@ -155,7 +155,57 @@ void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders,
     }
 }
 
+constexpr int kLossLanes = 8;
+
+// Adds the squares of n differences x - y, and of n values x, to the lanes (kLossLanes) of each sum.
+void add_loss(const float* x, const float* y, int64_t n, double* lost, double* whole) {
+    for (int64_t i = 0; i < n; i += kLossLanes) {
+        const auto live = static_cast<int>(std::min<int64_t>(kLossLanes, n - i));
+        for (int lane = 0; lane < live; ++lane) {
+            const auto value = static_cast<double>(x[i + lane]);
+            const double difference = value - static_cast<double>(y[i + lane]);
+            lost[lane] += difference * difference;
+            whole[lane] += value * value;
+        }
+    }
+}
+
 }  // namespace
+
+EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t every_rows) {
+    const DefaultFloatMode float_mode;
+    const encode::Encoders& encoders = encode::encoders_for(job.level);
+    const Kernels& kernels = kernels_for(job.level);
+    const auto source_id = static_cast<uint32_t>(job.source_type),
+               target_id = static_cast<uint32_t>(job.target_type);
+    if (source_id >= kMaxTypes || encoders.load[source_id] == nullptr) {
+        throw std::invalid_argument("source type must be F32, F16 or BF16");
+    }
+    if (target_id >= kMaxTypes || kernels.dequantize_row[target_id] == nullptr) {
+        throw std::invalid_argument(std::string("no decoder for type ") + type_traits(target_id).name);
+    }
+    const TypeTraits& source = type_traits(job.source_type);
+    const TypeTraits& target = type_traits(job.target_type);
+    alignas(64) float x[kTaskElements];
+    alignas(64) float y[kTaskElements];
+    double lost[kLossLanes] = {}, whole[kLossLanes] = {};
+    for (int64_t row = first_row; row < job.n_rows; row += every_rows) {
+        for (int64_t column = 0; column < job.n_cols; column += kTaskElements) {
+            const int64_t at = row * job.n_cols + column;
+            const int64_t n = std::min(kTaskElements, job.n_cols - column);
+            encoders.load[source_id](job.source + at * source.block_bytes, x, n);
+            kernels.dequantize_row[target_id](job.out + at / target.block_elements * target.block_bytes, y,
+                                              n);
+            add_loss(x, y, n, lost, whole);
+        }
+    }
+    EncodingLoss sum;
+    for (int lane = 0; lane < kLossLanes; ++lane) {
+        sum.lost += lost[lane];
+        sum.whole += whole[lane];
+    }
+    return sum;
+}
 
 QuantizeFault quantize_rows(const QuantizeRows& job) {
     const encode::Encoders& encoders = encode::encoders_for(job.level);

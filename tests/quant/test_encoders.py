@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 
-from runtime._native import quantize_rows
+from runtime._native import encoding_loss, quantize_rows
 from tests.quant.helpers import decode, encode, row_bytes, weighted_error
 
 TARGETS = [
@@ -270,3 +270,32 @@ def test_wrong_arguments_are_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         quantize_rows(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("source", [T.F32, T.F16, T.BF16], ids=lambda t: t.name)
+@pytest.mark.parametrize("target", [T.Q4_0, T.Q4_K, T.Q6_K, T.IQ4_XS], ids=lambda t: t.name)
+def test_loss_is_that_of_the_sampled_rows(source, target):
+    x = weights(37, 8192 + 512)
+    raw = gguf.quants.quantize(x, source).view(np.uint8).reshape(-1)
+    stored = gguf.quants.dequantize(raw.reshape(37, -1), source).reshape(x.shape)
+    blocks = encode(stored.astype(np.float32), target)
+    rows = slice(3, None, 16)
+    exact, decoded = stored[rows].astype(np.float64), decode(blocks, target)[rows].astype(np.float64)
+    shape = (int(source), *x.shape, int(target), blocks.reshape(-1), 3, 16)
+    found = {encoding_loss(raw, *shape, level=level) for level in levels()}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx((np.square(exact - decoded).sum(), np.square(exact).sum()), rel=1e-12)
+
+
+def test_loss_of_no_rows_and_of_wrong_arguments():
+    x = weights(2, 256)
+    raw, blocks = x.view(np.uint8).reshape(-1), encode(x, T.Q4_K).reshape(-1)
+    shape = (int(T.F32), 2, 256, int(T.Q4_K), blocks)
+    assert encoding_loss(raw, *shape, 2, 16) == (0.0, 0.0)
+    for first_row, every_rows in ((-1, 16), (0, 0), (0, 1 << 41)):
+        with pytest.raises(ValueError, match="first_row"):
+            encoding_loss(raw, *shape, first_row, every_rows)
+    with pytest.raises(ValueError, match="out has 10 bytes"):
+        encoding_loss(raw, int(T.F32), 2, 256, int(T.Q4_K), blocks[:10], 0, 1)
+    with pytest.raises(ValueError, match="source type"):
+        encoding_loss(blocks, int(T.Q4_K), 2, 256, int(T.Q4_K), blocks, 0, 1)
