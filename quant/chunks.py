@@ -19,6 +19,8 @@ from runtime.errors import ModelFormatError
 CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
 ERROR_EVERY_ROWS = 16  # the error is measured on every sixteenth row
 
+Loss = tuple[float, float]  # sum of the squared differences, sum of the squared values
+
 # Bits that are all set in infinities and NaN: (unsigned type of the element's size, exponent)
 _EXPONENTS = {F32: (np.uint32, 0x7F800000), F16: (np.uint16, 0x7C00), BF16: (np.uint16, 0x7F80)}
 
@@ -62,23 +64,10 @@ class TensorError:
         self._lost = 0.0
         self._whole = 0.0
 
-    def add(self, chunk: Chunk, data: Bytes, encoded: Bytes) -> None:
-        """Count the sampled rows of a run."""
-        tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
-        if tensor.is_copied or chunk.n_elements % row:
-            return
-        lost, whole = encoding_loss(
-            data,
-            tensor.source.type_id,
-            chunk.n_elements // row,
-            row,
-            tensor.target_type,
-            encoded,
-            -(chunk.first // row) % ERROR_EVERY_ROWS,
-            ERROR_EVERY_ROWS,
-        )
-        self._lost += lost
-        self._whole += whole
+    def add(self, loss: Loss) -> None:
+        """Count a run; the runs in their order."""
+        self._lost += loss[0]
+        self._whole += loss[1]
 
     def result(self) -> float:
         """Return the relative error with four digits, so that the order of sums on another CPU does not show."""
@@ -105,6 +94,23 @@ def encode_chunk(chunk: Chunk, data: Bytes, threads: int, importance: Importance
     if fault is not None:
         _refuse_weight(chunk, fault[0] * n_cols + fault[1], fault[2])
     return out
+
+
+def chunk_loss(chunk: Chunk, data: Bytes, encoded: Bytes) -> Loss:
+    """Return what encoding lost of the sampled rows of a run."""
+    tensor, row = chunk.tensor, chunk.tensor.source.shape[0]
+    if tensor.is_copied or chunk.n_elements % row:
+        return 0.0, 0.0
+    return encoding_loss(
+        data,
+        tensor.source.type_id,
+        chunk.n_elements // row,
+        row,
+        tensor.target_type,
+        encoded,
+        -(chunk.first // row) % ERROR_EVERY_ROWS,
+        ERROR_EVERY_ROWS,
+    )
 
 
 def _importance(chunk: Chunk, importance: Importance | None, n_cols: int) -> NDArray[np.float32] | None:

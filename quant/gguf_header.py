@@ -104,7 +104,9 @@ def _elements(kind: str, items: Iterable[int] | Iterable[float] | Iterable[str])
     if kind == "string":
         # A vocabulary has hundreds of thousands of them: no function of ours is called for each.
         texts = [str.encode(item, "utf-8", "surrogateescape") for item in cast("Iterable[str]", items)]
-        return _STRING, b"".join(chain.from_iterable(zip(map(_LENGTH.pack, map(len, texts)), texts, strict=True)))
+        return _STRING, b"".join(
+            chain.from_iterable(zip(map(_LENGTH.pack, map(len, texts)), texts, strict=True))
+        )
     type_id, layout = _NUMBERS[kind]
     return type_id, np.array(list(items), dtype=np.dtype(layout)).tobytes()
 

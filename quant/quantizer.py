@@ -16,7 +16,7 @@ from pathlib import Path
 from quant.allocation import PREFIX, Allocation, base_of
 from quant.auto import AUTO, choose_recipe
 from quant.checksums import InputHashes
-from quant.chunks import CHUNK_ELEMENTS, Chunk, TensorError, chunks_of, encode_chunk
+from quant.chunks import CHUNK_ELEMENTS, Chunk, Loss, TensorError, chunk_loss, chunks_of, encode_chunk
 from quant.convert import is_folder_of_weights, open_folder
 from quant.convert.lora import Adapter
 from quant.errors import CannotCreateError, OutputError, OutputExistsError, QuantizeCancelledError
@@ -38,7 +38,7 @@ from runtime.gguf import ModelFile
 
 __all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
 
-FLUSH_BYTES = 64 << 20  # written bytes that may wait for the disk
+FLUSH_BYTES = 32 << 20  # written bytes that make one flush; as many again may wait while it runs
 MAX_THREADS = 256
 MAX_WORKERS = 4  # chunks that are encoded at the same time, each by its share of the threads
 _REREAD_BYTES = 4 << 20
@@ -235,6 +235,14 @@ class Quantizer:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A chunk in the target's blocks, and what that lost."""
+
+    blocks: Bytes
+    loss: Loss
+
+
 class _Work:
     """The tensors on their way: a few chunks are read and encoded, and one is written, at any time."""
 
@@ -258,7 +266,9 @@ class _Work:
         self._start = len(plan.header)  # of the data section
         self._todo = plan.tensors
         self._error = TensorError()
-        self._flushed = 0  # bytes of the file up to which it was synced
+        self._flushing: ThreadPoolExecutor
+        self._flush_under_way: Future[None] | None = None
+        self._flushed = 0  # bytes of the file up to which it was synced, or is about to be
         self.sha256 = hashlib.sha256()  # of the data section so far
         self.errors: list[float] = []
 
@@ -293,12 +303,12 @@ class _Work:
         chunks = self._chunks()
         self._partial.write(self._plan.header, 0)
         with (
-            ThreadPoolExecutor(
-                n_workers + 1, "quantize-encode"
-            ) as encoding,  # one more: it waits for the disk
+            # One worker more than compute: it waits for the disk to read.
+            ThreadPoolExecutor(n_workers + 1, "quantize-encode") as encoding,
             ThreadPoolExecutor(1, "quantize-write") as writing,
+            ThreadPoolExecutor(1, "quantize-flush") as self._flushing,
         ):
-            under_way: deque[tuple[Chunk, Future[tuple[Bytes, Bytes]]]] = deque()
+            under_way: deque[tuple[Chunk, Future[_Encoded]]] = deque()
             write: Future[None] | None = None
             try:
                 while True:
@@ -307,44 +317,57 @@ class _Work:
                     if not under_way:
                         break
                     chunk, future = under_way.popleft()
-                    data, encoded = future.result()
+                    encoded = future.result()
                     if cancel.is_set():
                         raise QuantizeCancelledError("the quantization was cancelled; no file was left")
                     self._hashes.check()
                     if write is not None:
                         write.result()
-                    write = writing.submit(self._finish, chunk, data, encoded)
+                    write = writing.submit(self._finish, chunk, encoded)
                     self._meter.advance(chunk.source_bytes, chunk.tensor.name, is_last=chunk.is_last)
                 if write is not None:
                     write.result()
+                self._wait_for_disk()
             finally:
                 encoding.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, chunk: Chunk, threads: int, turns: threading.Semaphore) -> tuple[Bytes, Bytes]:
-        """Read a chunk and, when it is its turn to compute, encode it; returns its bytes and those of its blocks."""
+    def _encode(self, chunk: Chunk, threads: int, turns: threading.Semaphore) -> _Encoded:
+        """Read a chunk and, when it is its turn to compute, encode it and look at what that lost."""
         data = chunk.tensor.source.read(self._files, chunk.first, chunk.n_elements)
         with turns:
-            return data, encode_chunk(chunk, data, threads, self._importance)
+            encoded = encode_chunk(chunk, data, threads, self._importance)
+            return _Encoded(encoded, chunk_loss(chunk, data, encoded))
 
     def _chunks(self) -> Iterator[Chunk]:
         for tensor in self._todo:
             yield from chunks_of(tensor, CHUNK_ELEMENTS)
 
-    def _finish(self, chunk: Chunk, data: Bytes, encoded: Bytes) -> None:
+    def _finish(self, chunk: Chunk, encoded: _Encoded) -> None:
         """Write a chunk; in the writing thread, in the order of the file."""
         offset = self._start + chunk.target_offset
-        self._partial.write(encoded, offset)
-        self.sha256.update(encoded.data)
-        self._error.add(chunk, data, encoded)
-        end = offset + len(encoded)
+        self._partial.write(encoded.blocks, offset)
+        self.sha256.update(encoded.blocks.data)
+        self._error.add(encoded.loss)
+        end = offset + len(encoded.blocks)
         if end - self._flushed >= FLUSH_BYTES:
-            self._partial.flush(self._flushed, end - self._flushed, drop=self._files.drops_cache)
-            self._flushed = end
+            self._flush(end)
         if chunk.is_last:
             self.sha256.update(bytes(self._end_of(chunk.tensor) - end))
             self.errors.append(self._error.result())
             self._error = TensorError()
             self._partial.finish_tensor(Finished(chunk.tensor.name, self.sha256.hexdigest(), self.errors[-1]))
+
+    def _flush(self, end: int) -> None:
+        """Bring the file up to `end` to the disk while the next part is written; waits for the part before."""
+        self._wait_for_disk()
+        begin, self._flushed = self._flushed, end
+        self._flush_under_way = self._flushing.submit(
+            self._partial.flush, begin, end - begin, drop=self._files.drops_cache
+        )
+
+    def _wait_for_disk(self) -> None:
+        if self._flush_under_way is not None:
+            self._flush_under_way.result()
 
     def _end_of(self, tensor: TensorPlan) -> int:
         """Return the byte of the file behind a tensor and its padding."""

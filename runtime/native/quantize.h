@@ -39,8 +39,9 @@ struct EncodingLoss {
     double whole = 0.0;  // squares of the values
 };
 
-// Compares job.source with job.out after quantize_rows, on rows first_row, first_row + every_rows, ... below n_rows.
-// The same bits at every level: the sums run in eight lanes of double, in a fixed order.  Throws as quantize_rows does.
+// Compares job.source with job.out after quantize_rows, on rows first_row, first_row + every_rows, ... below
+// n_rows. The same bits at every level: the sums run in eight lanes of double, in a fixed order.  Throws as
+// quantize_rows does.
 EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t every_rows);
 
 }  // namespace quantd
