@@ -199,6 +199,11 @@ def find_recipe(name: str) -> Recipe:
     return recipe
 
 
+def recipe_of(file_type: int) -> str:
+    """Return the name of the recipe that a file of this general.file_type says it was made by; "" for others."""
+    return next((name for name, recipe in RECIPES.items() if recipe.file_type == file_type), "")
+
+
 def find_type(name: str, field: str) -> int:
     """Return the id of a type that can be written, by its name in any case; RequestError names those that there are."""
     type_id = TARGET_TYPES.get(name.upper())

@@ -46,7 +46,7 @@ def command(*, config: Path | None, as_json: bool, **flags: Any) -> None:
             model.digest.removeprefix("sha256:")[:12] or "(file)",
             format_size(model.size_bytes),
             count_of(model.num_parameters),
-            model.quantization,
+            model.recipe or model.quantization,
             ago(model.modified_unix_ms),
         ]
         for model in found

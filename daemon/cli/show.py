@@ -73,7 +73,7 @@ def _print(shown: rpc.ShowModelResponse, facts: dict[str, Any]) -> None:
         "source": shown.source,
         "architecture": model.architecture,
         "parameters": count_of(model.num_parameters),
-        "type": model.quantization,
+        "type": model.recipe or model.quantization,
         "size": format_size(model.size_bytes),
         "context": f"{model.context_length} tokens",
         "vocabulary": f"{model.vocab_size} tokens",

@@ -73,7 +73,7 @@ def _details(model: model_pb2.Model) -> dict[str, Any]:
         "family": model.architecture,
         "families": [model.architecture],
         "parameter_size": _parameter_size(model.num_parameters),
-        "quantization_level": model.quantization,
+        "quantization_level": model.recipe or model.quantization,
     }
 
 

@@ -18,6 +18,7 @@ from daemon.services.call import Call
 from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, Served, not_found
 from daemon.services.options import MAX_CONTEXT_TOKENS, MIN_CONTEXT_TOKENS, invalid
+from quant.recipes import recipe_of
 from quantd.v1 import model_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
 from runtime.errors import QuantdError
@@ -176,6 +177,7 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
     for tensor in file.tensors.values():
         elements[tensor.type_name] += tensor.n_elements
     tokens: Any = file.get("tokenizer.ggml.tokens", [])
+    file_type = file.get("general.file_type", None)
     return pb.Model(
         name=entry.name,
         architecture=architecture,
@@ -189,6 +191,7 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
         ),
         modified_unix_ms=(entry.changed_ns or entry.modified_ns) // 1_000_000,
         gives_embeddings=architecture in architecture_names() and built(architecture).encoder,
+        recipe=recipe_of(file_type) if isinstance(file_type, int) else "",
         digest="" if entry.overrides is None else f"sha256:{entry.overrides.manifest.digest}",
     )
 

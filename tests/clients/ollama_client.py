@@ -73,6 +73,20 @@ assert client.generate("mine", keep_alive=0).done_reason == "unload"
 client.delete("mine")
 client.delete("other")
 
+digest = client.create_blob(
+    Path(sys.argv[3]) / "demo.gguf"
+)  # it went with the last model that was made of it
+steps = [
+    step.status
+    for step in client.create("small", files={"demo.gguf": digest}, quantize="q4_K_M", stream=True)
+]
+assert steps[-1] == "success"
+level = client.show("small").details.quantization_level
+assert level == "Q4_K_M", level
+assert "19" in client.chat("small", MESSAGES[:1], options=OPTIONS).message.content
+client.delete("small")
+print("create with quantize:", level, "|", len(steps), "lines")
+
 try:
     client.chat("nobody", MESSAGES[:1])
 except ollama.ResponseError as error:

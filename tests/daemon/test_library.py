@@ -262,7 +262,8 @@ async def test_a_hugging_face_folder_becomes_a_quantized_model_with_an_adapter(w
     assert (await made(world, request))[-1].model.quantization == "F16"
     request = rpc.CreateModelRequest(name="small", quantize="Q4_0")
     setattr(request, "from", "plain")
-    assert (await made(world, request))[-1].model.quantization == "Q4_0"
+    model = (await made(world, request))[-1].model
+    assert (model.quantization, model.recipe) == ("Q4_0", "Q4_0")
     request = rpc.CreateModelRequest(name="smaller", quantize="Q4_0")
     setattr(request, "from", "small")
     error = await refusal(made(world, request))

@@ -136,6 +136,7 @@ async def test_list_get_and_describe(world):
     )
     other = (await world.model.GetModel(rpc.GetModelRequest(name="other"))).model
     assert (other.architecture, other.quantization, other.num_parameters) == ("llama", "F16", 128)
+    assert other.recipe == ""  # the file does not say
     assert (other.vocab_size, other.context_length, other.has_chat_template) == (3, 512, True)
     assert (await world.model.GetModel(rpc.GetModelRequest())).model.name == "tiny"
     assert (await refusal(world.model.GetModel(rpc.GetModelRequest(name="nope")))).reason == "MODEL_NOT_FOUND"

@@ -9,17 +9,7 @@ import pytest
 
 from quant import policy, recipes
 from quant.policy import ModelFacts, Overrides, TensorShape, plan_types
-from quant.recipes import (
-    F16,
-    F32,
-    Q4_K,
-    Q5_0,
-    Q5_1,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    find_recipe,
-)
+from quant.recipes import F16, F32, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, RECIPES, find_recipe, recipe_of
 from runtime.errors import RequestError
 from tests.quant.model_shapes import MODELS
 
@@ -247,3 +237,9 @@ def test_types_and_order_of_llama_quantize(shared_dir, name):
     ]
     types = plan_types(find_recipe(name), ModelFacts("llama", 4, 4, 2, 0), tensors)
     assert list(types.items()) == [(t.name, int(t.tensor_type)) for t in theirs.tensors]
+
+
+def test_a_recipe_is_known_by_its_file_type():
+    assert [recipe_of(recipe.file_type) for recipe in RECIPES.values()] == list(RECIPES)
+    assert recipe_of(15) == "Q4_K_M"
+    assert recipe_of(1000) == ""

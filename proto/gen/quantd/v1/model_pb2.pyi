@@ -38,6 +38,7 @@ class Model(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     GIVES_EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name by which requests ask for it: "name:tag" in the store, or the name of a file in the model folder without ".gguf"."""
     loaded: _builtins.bool
@@ -64,6 +65,8 @@ class Model(_message.Message):
     """"sha256:..." of the weights (of a split model, of its first file); empty for a plain file of the model folder."""
     gives_embeddings: _builtins.bool
     """True: an encoder.  It gives embeddings and does not generate."""
+    recipe: _builtins.str
+    """Recipe that the file says it was quantized by, such as "Q4_K_M"; empty: it says none that is known here."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What whoever uses the loaded model should know, in sentences: a pre-tokenizer that is not known, a chat template that
@@ -87,10 +90,11 @@ class Model(_message.Message):
         digest: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         gives_embeddings: _builtins.bool = ...,
+        recipe: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "digest", b"digest", "gives_embeddings", b"gives_embeddings", "has_chat_template", b"has_chat_template", "loaded", b"loaded", "modified_unix_ms", b"modified_unix_ms", "name", b"name", "num_parameters", b"num_parameters", "quantization", b"quantization", "session_context_tokens", b"session_context_tokens", "size_bytes", b"size_bytes", "vocab_size", b"vocab_size", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "digest", b"digest", "gives_embeddings", b"gives_embeddings", "has_chat_template", b"has_chat_template", "loaded", b"loaded", "modified_unix_ms", b"modified_unix_ms", "name", b"name", "num_parameters", b"num_parameters", "quantization", b"quantization", "recipe", b"recipe", "session_context_tokens", b"session_context_tokens", "size_bytes", b"size_bytes", "vocab_size", b"vocab_size", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
