@@ -176,7 +176,6 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
     elements: Counter[str] = Counter()
     for tensor in file.tensors.values():
         elements[tensor.type_name] += tensor.n_elements
-    tokens: Any = file.get("tokenizer.ggml.tokens", [])
     file_type = file.get("general.file_type", None)
     return pb.Model(
         name=entry.name,
@@ -185,7 +184,7 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
         num_parameters=sum(elements.values()),
         size_bytes=file.size_bytes,
         context_length=file.integer(f"{architecture}.context_length", 0, minimum=0, maximum=2**31 - 1),
-        vocab_size=len(tokens),
+        vocab_size=file.length("tokenizer.ggml.tokens"),
         has_chat_template=bool(
             file.get("tokenizer.chat_template", "") or (entry.overrides and entry.overrides.template)
         ),

@@ -72,6 +72,9 @@ class FakeFile:
     def get(self, key, default=None):
         return ["a"] * 257 if key == "tokenizer.ggml.tokens" else default
 
+    def length(self, key):
+        return len(self.get(key, []))
+
     def integer(self, key, default=None, **limits):
         return 2048
 
