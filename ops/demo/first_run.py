@@ -1,4 +1,4 @@
-"""The first run: quantize the demo model, start the daemon, ask it one question, keep serving.
+"""The first run: quantize the demo model, start the daemon, ask it a question, let it call a tool, keep serving.
 
 Called by `make run`.  It uses only what a user has: the `quantd` command and the official `openai` client.
 """
@@ -6,6 +6,7 @@ Called by `make run`.  It uses only what a user has: the `quantd` command and th
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -13,12 +14,19 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "ops/demo/quantd-demo-f16.gguf"
 MODEL = ROOT / "out/quantd-demo-Q4_K_M.gguf"
 QUANTD = Path(sys.executable).with_name("quantd")
 QUESTION = "Tell me a story about a fox."
+TOOL_QUESTION = "What is the weather in Oslo?"
+TOOL = {
+    "name": "get_weather",
+    "description": "Get the weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
 READY_TIMEOUT_S = 60
 
 
@@ -65,6 +73,36 @@ def ask(url: str) -> None:
     print(flush=True)
 
 
+def get_weather(city: str) -> str:
+    """What a real program would look up."""
+    return f"{len(city) + 10} degrees and sunny"
+
+
+def call_a_tool(url: str) -> None:
+    """A question that the model answers with the help of a tool, which runs here."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none is needed here")
+    model = client.models.list().data[0].id
+    tools: Any = [{"type": "function", "function": TOOL}]
+    messages: list[Any] = [{"role": "user", "content": TOOL_QUESTION}]
+    say(f"asking with a tool: {TOOL_QUESTION}")
+    while True:
+        answer = client.chat.completions.create(model=model, messages=messages, tools=tools, temperature=0)
+        message = answer.choices[0].message
+        if not message.tool_calls or len(messages) > 3:
+            print(message.content, flush=True)
+            return
+        messages.append(message.model_dump(exclude_none=True))
+        for call in message.tool_calls:
+            result = get_weather(**json.loads(call.function.arguments))
+            print(
+                f"the model calls {call.function.name}({call.function.arguments}), which answers: {result}",
+                flush=True,
+            )
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+
+
 def main() -> int:
     """The daemon's exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -86,6 +124,7 @@ def main() -> int:
     if wait_until_ready(daemon, url):
         try:
             ask(url)
+            call_a_tool(url)
         except Exception:
             daemon.terminate()
             daemon.wait()

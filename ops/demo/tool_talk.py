@@ -126,7 +126,7 @@ def tool_chat(rng: random.Random, held: bool = False) -> Chat:
     tools = draw_tools(rng, rng.choice(_SEVERAL) if rng.random() < 0.2 else None)
     messages = [Message("system", rng.choice(SYSTEMS))] if rng.random() < 0.25 else []
     for _ in range(rng.choices((1, 2, 3, 4), (45, 30, 15, 10))[0]):
-        topic = rng.choices((one_call, several_calls, no_call), (60, 18, 22))[0]
+        topic = rng.choices((one_call, several_calls, no_call), (42, 36, 22))[0]
         messages += topic(rng, tools, held)
     return Chat(messages, [tool.definition for tool in tools])
 

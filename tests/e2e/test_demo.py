@@ -141,5 +141,9 @@ def test_first_run_answers_and_stops_on_ctrl_c(tmp_path):
                 process.wait()
     text = log.read_text()
     assert f"http://127.0.0.1:{http}/v1" in text
-    story = text.split("Tell me a story about a fox.", 1)[1].split("== the daemon keeps running")[0]
+    story, told = text.split("Tell me a story about a fox.", 1)[1].split("What is the weather in Oslo?", 1)
     assert "fox" in story
+    assert 'the model calls get_weather({"city": "Oslo"}), which answers: 14 degrees and sunny' in told
+    answer = told.split("which answers: 14 degrees and sunny", 1)[1].split("== the daemon keeps running")[0]
+    assert "Oslo" in answer
+    assert "14 degrees and sunny" in answer
