@@ -111,7 +111,11 @@ def start_daemon(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
 
 
 def main() -> int:
-    wanted = sys.argv[1:] or [*PYTHON_CLIENTS, "node", "buf"]
+    known = [*PYTHON_CLIENTS, "node", "buf"]
+    wanted = sys.argv[1:] or known
+    if unknown := [name for name in wanted if name not in known]:
+        print(f"no client {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         commands = []
