@@ -41,7 +41,7 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything that is known after the work; before it the hashes and errors are placeholders."""
+    """Everything that is known after the work; of a job that has only begun, the hashes and errors are zeros."""
 
     inputs: tuple[InputFile, ...]
     recipe: str
@@ -99,7 +99,7 @@ class Manifest:
         )
 
 
-def placeholder(inputs: Sequence[InputFile], recipe: str, options: str, n_tensors: int) -> Manifest:
+def begun(inputs: Sequence[InputFile], recipe: str, options: str, n_tensors: int) -> Manifest:
     """Return the manifest before the work: as large as the one after it."""
     return Manifest(
         tuple(inputs), recipe, options, (UNKNOWN_HASH,) * len(inputs), UNKNOWN_HASH, (0.0,) * n_tensors

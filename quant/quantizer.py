@@ -23,14 +23,14 @@ from quant.errors import CannotCreateError, OutputError, OutputExistsError, Quan
 from quant.importance import Importance
 from quant.input_files import Bytes, InputFiles
 from quant.journal import Finished
-from quant.manifest import UNKNOWN_HASH, InputFile, Manifest, placeholder, read_embedded, write_beside
+from quant.manifest import UNKNOWN_HASH, InputFile, Manifest, begun, read_embedded, write_beside
 from quant.plan import QuantizePlan, TensorPlan, plan_quantization
 from quant.policy import NO_OVERRIDES, Overrides
 from quant.progress import Meter, Progress
 from quant.recipes import DEFAULT_RECIPE, Recipe, find_recipe
 from quant.served import check_served
 from quant.source import ModelSource, open_gguf
-from quant.writer import PartialFile, check_target, remove_leftovers
+from quant.writer import Flusher, PartialFile, check_target, remove_leftovers
 from runtime import _native
 from runtime.cpu import usable_cores
 from runtime.errors import ModelFormatError, RequestError, UnsupportedModelError
@@ -38,7 +38,6 @@ from runtime.gguf import ModelFile
 
 __all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
 
-FLUSH_BYTES = 32 << 20  # written bytes that make one flush; as many again may wait while it runs
 MAX_THREADS = 256
 MAX_WORKERS = 4  # chunks that are encoded at the same time, each by its share of the threads
 _REREAD_BYTES = 4 << 20
@@ -118,7 +117,7 @@ class Quantizer:
         named = [overrides.describe(), *(one.describe() for one in adapters)]
         measured = [one.describe() for one in (importance, allocation) if one is not None]
         options = " ".join(filter(None, [*named, *measured]))
-        self._manifest = placeholder(inputs, chosen.name, options, len(self.source.tensors))
+        self._manifest = begun(inputs, chosen.name, options, len(self.source.tensors))
         self.plan: QuantizePlan = plan_quantization(
             self.source,
             chosen,
@@ -266,9 +265,7 @@ class _Work:
         self._start = len(plan.header)  # of the data section
         self._todo = plan.tensors
         self._error = TensorError()
-        self._flushing: ThreadPoolExecutor
-        self._flush_under_way: Future[None] | None = None
-        self._flushed = 0  # bytes of the file up to which it was synced, or is about to be
+        self._flusher = Flusher(partial, drop=files.drops_cache)
         self.sha256 = hashlib.sha256()  # of the data section so far
         self.errors: list[float] = []
 
@@ -306,7 +303,7 @@ class _Work:
             # One worker more than compute: it waits for the disk to read.
             ThreadPoolExecutor(n_workers + 1, "quantize-encode") as encoding,
             ThreadPoolExecutor(1, "quantize-write") as writing,
-            ThreadPoolExecutor(1, "quantize-flush") as self._flushing,
+            self._flusher,
         ):
             under_way: deque[tuple[Chunk, Future[_Encoded]]] = deque()
             write: Future[None] | None = None
@@ -327,7 +324,7 @@ class _Work:
                     self._meter.advance(chunk.source_bytes, chunk.tensor.name, is_last=chunk.is_last)
                 if write is not None:
                     write.result()
-                self._wait_for_disk()
+                self._flusher.wait()
             finally:
                 encoding.shutdown(wait=False, cancel_futures=True)
 
@@ -349,25 +346,12 @@ class _Work:
         self.sha256.update(encoded.blocks.data)
         self._error.add(encoded.loss)
         end = offset + len(encoded.blocks)
-        if end - self._flushed >= FLUSH_BYTES:
-            self._flush(end)
+        self._flusher.written(end)
         if chunk.is_last:
             self.sha256.update(bytes(self._end_of(chunk.tensor) - end))
             self.errors.append(self._error.result())
             self._error = TensorError()
             self._partial.finish_tensor(Finished(chunk.tensor.name, self.sha256.hexdigest(), self.errors[-1]))
-
-    def _flush(self, end: int) -> None:
-        """Bring the file up to `end` to the disk while the next part is written; waits for the part before."""
-        self._wait_for_disk()
-        begin, self._flushed = self._flushed, end
-        self._flush_under_way = self._flushing.submit(
-            self._partial.flush, begin, end - begin, drop=self._files.drops_cache
-        )
-
-    def _wait_for_disk(self) -> None:
-        if self._flush_under_way is not None:
-            self._flush_under_way.result()
 
     def _end_of(self, tensor: TensorPlan) -> int:
         """Return the byte of the file behind a tensor and its padding."""

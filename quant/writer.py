@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from quant.errors import CannotCreateError, DiskFullError, OutputError, OutputEx
 from quant.journal import Finished, Journal
 from runtime.errors import QuantdError
 
+FLUSH_BYTES = 32 << 20  # written bytes that make one flush; as many again may wait while it runs
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _OPEN_TRIES = 8
@@ -206,6 +208,39 @@ class PartialFile:
             message = f"{doing} {self._target} ({self._size_bytes:,} bytes): {failure.strerror}"
             kind = DiskFullError if failure.errno in _FULL else OutputError
             raise kind(message) from failure
+
+
+class Flusher:
+    """Brings a partial file to the disk while it is written, one flush at a time; a context manager around its thread."""
+
+    def __init__(self, partial: PartialFile, *, drop: bool) -> None:
+        """`drop`: the page cache of what is on the disk is given back."""
+        self._partial = partial
+        self._drop = drop
+        self._pool = ThreadPoolExecutor(1, "quantize-flush")
+        self._under_way: Future[None] | None = None
+        self._flushed = 0  # bytes of the file up to which it was synced, or is about to be
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def written(self, end: int) -> None:
+        """The file is written up to `end`: flush it once that is FLUSH_BYTES more, after the flush before has ended."""
+        if end - self._flushed < FLUSH_BYTES:
+            return
+        self.wait()
+        begin, self._flushed = self._flushed, end
+        self._under_way = self._pool.submit(self._partial.flush, begin, end - begin, drop=self._drop)
+
+    def wait(self) -> None:
+        """Wait for the flush that is under way; raises what it found."""
+        if self._under_way is not None:
+            self._under_way.result()
 
 
 def _lock(fd: int, target: Path) -> None:

@@ -176,7 +176,7 @@ def describe(entry: ModelEntry, file: ModelFile) -> pb.Model:
     elements: Counter[str] = Counter()
     for tensor in file.tensors.values():
         elements[tensor.type_name] += tensor.n_elements
-    file_type = file.get("general.file_type", None)
+    file_type = file.get("general.file_type")
     return pb.Model(
         name=entry.name,
         architecture=architecture,

@@ -155,6 +155,17 @@ void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders,
     }
 }
 
+using LoadFn = uint32_t (*)(const uint8_t*, float*, int64_t);
+
+// Throws std::invalid_argument for a type that is no source.
+LoadFn loader_of(const encode::Encoders& encoders, Type source_type) {
+    const auto id = static_cast<uint32_t>(source_type);
+    if (id >= kMaxTypes || encoders.load[id] == nullptr) {
+        throw std::invalid_argument("source type must be F32, F16 or BF16");
+    }
+    return encoders.load[id];
+}
+
 constexpr int kLossLanes = 8;
 
 // Adds the squares of n differences x - y, and of n values x, to the lanes (kLossLanes) of each sum.
@@ -176,11 +187,8 @@ EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t e
     const DefaultFloatMode float_mode;
     const encode::Encoders& encoders = encode::encoders_for(job.level);
     const Kernels& kernels = kernels_for(job.level);
-    const auto source_id = static_cast<uint32_t>(job.source_type),
-               target_id = static_cast<uint32_t>(job.target_type);
-    if (source_id >= kMaxTypes || encoders.load[source_id] == nullptr) {
-        throw std::invalid_argument("source type must be F32, F16 or BF16");
-    }
+    const LoadFn load = loader_of(encoders, job.source_type);
+    const auto target_id = static_cast<uint32_t>(job.target_type);
     if (target_id >= kMaxTypes || kernels.dequantize_row[target_id] == nullptr) {
         throw std::invalid_argument(std::string("no decoder for type ") + type_traits(target_id).name);
     }
@@ -193,7 +201,7 @@ EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t e
         for (int64_t column = 0; column < job.n_cols; column += kTaskElements) {
             const int64_t at = row * job.n_cols + column;
             const int64_t n = std::min(kTaskElements, job.n_cols - column);
-            encoders.load[source_id](job.source + at * source.block_bytes, x, n);
+            load(job.source + at * source.block_bytes, x, n);
             kernels.dequantize_row[target_id](job.out + at / target.block_elements * target.block_bytes, y,
                                               n);
             add_loss(x, y, n, lost, whole);
@@ -209,11 +217,8 @@ EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t e
 
 QuantizeFault quantize_rows(const QuantizeRows& job) {
     const encode::Encoders& encoders = encode::encoders_for(job.level);
-    const auto source_id = static_cast<uint32_t>(job.source_type),
-               target_id = static_cast<uint32_t>(job.target_type);
-    if (source_id >= kMaxTypes || encoders.load[source_id] == nullptr) {
-        throw std::invalid_argument("source type must be F32, F16 or BF16");
-    }
+    const LoadFn load = loader_of(encoders, job.source_type);
+    const auto target_id = static_cast<uint32_t>(job.target_type);
     if (target_id >= kMaxTypes || encoders.encode[target_id] == nullptr) {
         throw std::invalid_argument(std::string("no encoder for type ") + type_traits(target_id).name);
     }
@@ -238,7 +243,7 @@ QuantizeFault quantize_rows(const QuantizeRows& job) {
         const TypeTraits& source = type_traits(job.source_type);
         fault.row = element / job.n_cols;
         fault.column = element % job.n_cols;
-        encoders.load[source_id](job.source + element * source.block_bytes, &fault.value, 1);
+        load(job.source + element * source.block_bytes, &fault.value, 1);
     }
     return fault;
 }

@@ -134,7 +134,7 @@ def test_same_bytes_whatever_the_threads_and_the_chunks(source, tmp_path, monkey
     one = quantize(source, tmp_path / "one.gguf", recipe, threads=1).read_bytes()
     assert quantize(source, tmp_path / "two.gguf", recipe, threads=3).read_bytes() == one
     monkeypatch.setattr("quant.quantizer.CHUNK_ELEMENTS", 8192)
-    monkeypatch.setattr("quant.quantizer.FLUSH_BYTES", 20000)
+    monkeypatch.setattr("quant.writer.FLUSH_BYTES", 20000)
     assert quantize(source, tmp_path / "three.gguf", recipe).read_bytes() == one
 
 
