@@ -59,7 +59,10 @@ def serve(settings: Settings, load_model: LoadModel | None = None) -> int:
     """
     faulthandler.enable()  # the watchdog's SIGABRT then shows where every thread was
     entry = find_model(settings)
-    return asyncio.run(Daemon(settings, build_services(settings, load_model)).run(entry))
+    try:
+        return asyncio.run(Daemon(settings, build_services(settings, load_model)).run(entry))
+    finally:
+        gc.unfreeze()  # the interpreter takes down at exit only what its collector may look at
 
 
 class Daemon:

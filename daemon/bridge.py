@@ -48,8 +48,10 @@ class RequestStream:
         """Called by the bridge in the event loop."""
         if isinstance(event, FinishEvent):
             self._ended = True
-            if self.on_finish is not None:
-                self.on_finish(event)
+            # Whoever is told holds this stream: let go, or only the collector would end the pair, and the model with it.
+            tell, self.on_finish = self.on_finish, None
+            if tell is not None:
+                tell(event)
         if self._stalled:
             return
         self._pending.append(event)
@@ -114,6 +116,14 @@ class Bridge:
     def attach(self, engine: EngineLike) -> None:
         """The engine is made with `sink` and attached afterwards."""
         self._engine = engine
+
+    def detach(self) -> None:
+        """The engine has ended and takes no more requests.
+
+        It and this bridge know each other, and the collector may never look at the pair (gc.freeze): without this, the
+        memory of the model that the engine holds would stay.
+        """
+        self._engine = None
 
     @property
     def num_open(self) -> int:

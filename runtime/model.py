@@ -63,8 +63,8 @@ class LoadedModel:
         self.context_tokens = plan.session_context_tokens
         self.generates = config.generates  # False: an encoder, which gives embeddings
         self._program: Program | None = program
-        self._pool = pool
-        self._arena = arena
+        self._pool: ThreadPool | None = pool
+        self._arena: Arena | None = arena
         self._embedding = threading.Lock()
 
     @property
@@ -85,11 +85,11 @@ class LoadedModel:
     @property
     def n_threads(self) -> int:
         """Threads that compute, the one that calls `step` included."""
-        return self._pool.size
+        return self._threads().size
 
     def use_threads(self, n_threads: int) -> None:
         """Let only so many of them take part from the next step on, 1 to n_threads; results stay the same."""
-        self._pool.use(n_threads)
+        self._threads().use(n_threads)
 
     def collect_inputs(self) -> None:
         """From now on sum the squares of what every matrix is multiplied with (calibration)."""
@@ -106,13 +106,15 @@ class LoadedModel:
 
         Only one of the two may be used at a time: the KV arena is the same.  Raises what loading the weights raises.
         """
+        pool, arena = self._threads(), self._arena
+        assert arena is not None  # as long as there are threads
         file = self.file.with_tensors_of(other)
         program = build_program(
             build_graph(self.config),
             self.config,
             file,
-            pool=self._pool,
-            arena=self._arena,
+            pool=pool,
+            arena=arena,
             max_rows=self.settings.max_step_rows,
             context_tokens=self.plan.session_context_tokens,
             level=self.level,
@@ -124,8 +126,8 @@ class LoadedModel:
             plan=self.plan,
             settings=self.settings,
             program=program,
-            pool=self._pool,
-            arena=self._arena,
+            pool=pool,
+            arena=arena,
         )
 
     def step(self, plan: StepPlan, logits: Float32Array | None = None) -> StepResult:
@@ -242,12 +244,17 @@ class LoadedModel:
 
     def close(self) -> None:
         """Give back threads, arena and scratch; the mapping goes with the last reader of `file`."""
-        self._program = None
+        self._program = self._pool = self._arena = None
 
     def _running(self) -> Program:
         if self._program is None:
             raise EngineStoppedError(f"model {self.name} is closed")
         return self._program
+
+    def _threads(self) -> ThreadPool:
+        if self._pool is None:
+            raise EngineStoppedError(f"model {self.name} is closed")
+        return self._pool
 
 
 def load_model(

@@ -31,7 +31,7 @@ from daemon.services.room import next_step
 from daemon.services.served import Parts, Served, bring_up, runtime_parts, take_down
 from daemon.services.slot import Slot, WeightsKey, weights_key
 from daemon.services.states import HostLimits, State
-from runtime.machine_memory import available_memory_bytes
+from runtime.machine_memory import available_memory_bytes, return_free_memory
 from runtime.memory import MemoryPlan, RuntimeSettings
 
 __all__ = ["HostLimits", "ModelHost", "Parts", "Served", "State", "not_found", "runtime_parts"]
@@ -378,6 +378,8 @@ class ModelHost:
         self._forget(slot)
         slot.end()
         await take_down(served)
+        del served  # the last one who knew it
+        await asyncio.to_thread(return_free_memory)
 
     def _forget(self, slot: Slot) -> None:
         slot.end_timer()
@@ -442,6 +444,7 @@ class ModelHost:
             assert served is not None
             self._forget(slot)
             slot.end()
+            served.bridge.detach()
             await asyncio.to_thread(served.model.close)
 
     def _require_open(self) -> None:

@@ -122,6 +122,7 @@ async def bring_up(
 async def take_down(served: Served) -> None:
     """Ends the engine and gives the memory back."""
     await asyncio.to_thread(served.engine.stop, 0.0)
+    served.bridge.detach()
     await asyncio.to_thread(served.model.close)
     log.info("model_unloaded", model=served.name)
 

@@ -72,10 +72,47 @@ def test_a_second_signal_stops_at_once(start, models):
     stubs.channel.close()
 
 
-def test_sigint_of_an_idle_daemon_is_quick(start, models):
-    code, seconds = start(*small(models)).stop(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_daemon_stops_quickly_and_leaves_nothing_behind(start, models, number):
+    daemon = start(*small(models))
+    stubs = Stubs(daemon.grpc)
+    request = pb.GenerateRequest(text="Hi", options=pb.GenerationOptions(max_tokens=2))
+    assert list(stubs.generate.Generate(request))[-1].HasField("done")
+    stubs.channel.close()
+    code, seconds = daemon.stop(number)
     assert code == 0
     assert seconds < 5
+    # The native module tells of objects that outlive it, and the interpreter of what it could not end.
+    assert [line for line in daemon.err if "leak" in line or not line.startswith("{")] == []
+
+
+def test_an_unloaded_model_gives_its_memory_back(start, models):
+    daemon = start(*small(models), "--kv-budget", "64MiB")
+    stubs = Stubs(daemon.grpc)
+    status = f"/proc/{daemon.process.pid}/status"
+
+    def anonymous_bytes():
+        with open(status) as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    def is_mapped():
+        with open(f"/proc/{daemon.process.pid}/maps") as maps:
+            return "demo.gguf" in maps.read()
+
+    request = pb.GenerateRequest(model="demo", text="Once", options=pb.GenerationOptions(max_tokens=2))
+    # The model of the start, which the collector will never look at, and then one that a request loaded.
+    for _ in range(2):
+        assert list(stubs.generate.Generate(request))[-1].HasField("done")
+        running = stubs.models.ListRunning(model_service_pb2.ListRunningRequest()).models
+        arena_bytes = running[0].kv_arena_bytes
+        assert arena_bytes >= 4 * 2**20
+        before_bytes = anonymous_bytes()
+        assert is_mapped()
+        stubs.models.UnloadModel(model_service_pb2.UnloadModelRequest(name="demo"))
+        assert not is_mapped()
+        assert before_bytes - anonymous_bytes() >= 0.9 * arena_bytes
+    stubs.channel.close()
+    assert daemon.stop()[0] == 0
 
 
 @pytest.mark.parametrize("which", ["http", "grpc"])
