@@ -25,7 +25,7 @@
 //     n_blocks(n_in)
 //     unpack(rows, at, n_in, Panel*)      block `at` of eight rows
 //     pack(args, first, n, at, Tile*)     block `at` of activation rows [first, first + n)
-//     multiply<n>(Panel* two, Tile, float* acc)   acc[n][kPanelRows] += two panels x n rows
+//     multiply<n>(Panel* two, Tile, Ahead, float* acc)   acc[n][kPanelRows] += two panels x n rows
 //     few<n>(rows, args, next_rows_bytes, __m256* acc)   whole rows: acc[n]; what follows them lies so far on
 #pragma once
 
@@ -215,11 +215,30 @@ inline int64_t offset_ahead(int64_t at, int64_t distance, int64_t n_blocks, int6
     const int64_t ahead = at + distance;
     return ahead < n_blocks ? ahead * block_bytes : (ahead - n_blocks) * block_bytes + next_rows_bytes;
 }
+// The cache lines of a block but the first, which the block before it brings: one block follows the other.
 template <int64_t kBytes>
 [[gnu::always_inline]] inline void prefetch_block(const uint8_t* p) {
 #pragma GCC unroll 8
-    for (int64_t line = 0; line < kBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(p + line), _MM_HINT_T0);
+    for (int64_t line = 64; line < kBytes; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(p + line - 1), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p + kBytes - 1), _MM_HINT_T0);
+}
+
+// Blocks to come that a multiplication asks for while it runs.  Asked for all at once they would fill the
+// core's miss buffers, and it would wait for memory and then multiply, one after the other.
+struct Ahead {
+    const uint8_t* row;    // the block to come in the first row of two panels
+    int64_t step_bytes;    // to the next row of those that this tile asks for
+    int64_t panels_bytes;  // to the next two panels
+    int64_t n_rows;        // of two panels
+};
+// Part i of n_parts: asked is the number of rows that the parts before asked for.
+template <int64_t kBytes>
+[[gnu::always_inline]] inline int64_t prefetch_part(const Ahead& ahead, int64_t asked, int64_t i,
+                                                    int64_t n_parts) {
+    for (; asked * n_parts < ahead.n_rows * (i + 1); ++asked)
+        prefetch_block<kBytes>(ahead.row + asked * ahead.step_bytes);
+    return asked;
 }
 
 // ---- few rows
@@ -259,18 +278,21 @@ void run_few_of(const MatmulArgs& args) {
 
 template <class Kernel, int kRows>
 void multiply_tile(const typename Kernel::Panel* panels, int64_t n_panels, const typename Kernel::Tile& tile,
-                   float* acc) {
-    for (int64_t p = 0; p < n_panels; p += 2)
-        Kernel::template multiply<kRows>(panels + p, tile, acc + p * kLanes);
+                   const Ahead& first, float* acc) {
+    Ahead ahead = first;
+    for (int64_t p = 0; p < n_panels; p += 2) {
+        Kernel::template multiply<kRows>(panels + p, tile, ahead, acc + p * kLanes);
+        ahead.row += ahead.panels_bytes;
+    }
 }
 
 template <class Kernel, int kRows>
 void multiply_tile_of(int rows, const typename Kernel::Panel* panels, int64_t n_panels,
-                      const typename Kernel::Tile& tile, float* acc) {
+                      const typename Kernel::Tile& tile, const Ahead& ahead, float* acc) {
     if constexpr (kRows > 1) {
-        if (rows < kRows) return multiply_tile_of<Kernel, kRows - 1>(rows, panels, n_panels, tile, acc);
+        if (rows < kRows) return multiply_tile_of<Kernel, kRows - 1>(rows, panels, n_panels, tile, ahead, acc);
     }
-    multiply_tile<Kernel, kRows>(panels, n_panels, tile, acc);
+    multiply_tile<Kernel, kRows>(panels, n_panels, tile, ahead, acc);
 }
 
 // Weight rows [begin, end), at most kPanelRows, against activation rows [first, first + n), at most
@@ -285,18 +307,20 @@ void run_panel(const MatmulArgs& args, int64_t begin, int64_t end, int64_t first
     const int64_t n_tiles = (n + kTileRows - 1) / kTileRows;
     const int64_t n_blocks = Kernel::n_blocks(args.n_in);
     for (int64_t at = 0; at < n_blocks; ++at) {
-        const int64_t ahead =
-            offset_ahead(at, 2, n_blocks, Kernel::kBlockBytes, n_panels * kLanes * args.row_bytes);
-        for (int64_t p = 0; p < n_panels; ++p) {
-            const Rows rows = rows_from(args, begin + p * kLanes, 1, end);
-            for (int i = 0; i < kLanes; ++i) prefetch_block<Kernel::kBlockBytes>(rows[i] + ahead);
-            Kernel::unpack(rows, at, args.n_in, panels + p);
-        }
+        for (int64_t p = 0; p < n_panels; ++p)
+            Kernel::unpack(rows_from(args, begin + p * kLanes, 1, end), at, args.n_in, panels + p);
+        const uint8_t* next_block =
+            args.weight + begin * args.row_bytes +
+            offset_ahead(at, 1, n_blocks, Kernel::kBlockBytes, n_panels * kLanes * args.row_bytes);
         int64_t row = 0;
         for (int64_t t = 0; t < n_tiles; ++t) {  // tiles of nearly equal size
             const int64_t next = n * (t + 1) / n_tiles;
             Kernel::pack(args, first + row, next - row, at, tile);
-            multiply_tile_of<Kernel, kTileRows>(static_cast<int>(next - row), panels, n_panels, tile,
+            // Rows t, t + n_tiles ... of every two panels: together the tiles ask for all.
+            const int64_t n_asked = t < 2 * kLanes ? (2 * kLanes - 1 - t) / n_tiles + 1 : 0;
+            const Ahead ahead{next_block + t * args.row_bytes, n_tiles * args.row_bytes,
+                              2 * kLanes * args.row_bytes, n_asked};
+            multiply_tile_of<Kernel, kTileRows>(static_cast<int>(next - row), panels, n_panels, tile, ahead,
                                                 acc + row * Kernel::kPanelRows);
             row = next;
         }

@@ -399,10 +399,12 @@ struct Kernel {
 
     // Not inlined: GCC would move what does not depend on the panel before the loop over panels, into memory.
     template <int kRows>
-    [[gnu::noinline]] static void multiply(const Panel* two, const Tile& tile, float* acc) {
+    [[gnu::noinline]] static void multiply(const Panel* two, const Tile& tile, const Ahead& ahead,
+                                           float* acc) {
         constexpr int kGroups = 64 / Format::kSteps;
         __m256i sum[2][kRows];
         for (int r = 0; r < kRows; ++r) sum[0][r] = sum[1][r] = _mm256_setzero_si256();
+        int64_t asked = 0;
 #pragma GCC unroll 1
         for (int group = 0; group < kGroups; ++group) {
             const int scale = group * Format::kSteps * 4 / Format::kScaleElements;
@@ -431,6 +433,7 @@ struct Kernel {
                     sum[half][r] = _mm256_add_epi32(sum[half][r], part[half][r]);
                 }
             }
+            asked = prefetch_part<kBlockBytes>(ahead, asked, group, kGroups);
         }
         for (int r = 0; r < kRows; ++r) {
             const uint8_t* tail = tile.bytes + r * kTileBytes + kTileQs;

@@ -217,7 +217,9 @@ struct Kernel {
 
     // Not inlined: GCC would move what does not depend on the panel before the loop over panels, into memory.
     template <int kRows>
-    [[gnu::noinline]] static void multiply(const Panel* two, const Tile& tile, float* out) {
+    [[gnu::noinline]] static void multiply(const Panel* two, const Tile& tile, const Ahead& ahead,
+                                           float* out) {
+        int64_t asked = 0;
         __m256 acc[2][kRows];
         for (int r = 0; r < kRows; ++r) {
             acc[0][r] = _mm256_load_ps(out + r * kPanelRows);
@@ -253,6 +255,7 @@ struct Kernel {
                                              row + kTileScales, row + kTileSums);
                 }
             }
+            asked = prefetch_part<kBlockBytes>(ahead, asked, b, tile.n_blocks);
         }
         for (int r = 0; r < kRows; ++r) {
             _mm256_store_ps(out + r * kPanelRows, acc[0][r]);
