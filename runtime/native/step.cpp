@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kChunkWeightBytes = 64 << 10;
 // Weight rows of one chunk are a multiple of this; kernels may work on groups of weight rows.
 constexpr int64_t kChunkRowMultiple = 16;
-constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewRows = 4;
 constexpr int64_t kManyRowsChunk = 64;
 
 [[noreturn]] void refuse(const std::string& message) {

@@ -215,9 +215,15 @@ inline int64_t offset_ahead(int64_t at, int64_t distance, int64_t n_blocks, int6
     const int64_t ahead = at + distance;
     return ahead < n_blocks ? ahead * block_bytes : (ahead - n_blocks) * block_bytes + next_rows_bytes;
 }
-// The cache lines of a block but the first, which the block before it brings: one block follows the other.
 template <int64_t kBytes>
 [[gnu::always_inline]] inline void prefetch_block(const uint8_t* p) {
+#pragma GCC unroll 8
+    for (int64_t line = 0; line < kBytes; line += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(p + line), _MM_HINT_T0);
+}
+// All cache lines of a block but the first, which the block before it brings: one block follows the other.
+template <int64_t kBytes>
+[[gnu::always_inline]] inline void prefetch_whole_block(const uint8_t* p) {
 #pragma GCC unroll 8
     for (int64_t line = 64; line < kBytes; line += 64)
         _mm_prefetch(reinterpret_cast<const char*>(p + line - 1), _MM_HINT_T0);
@@ -237,7 +243,7 @@ template <int64_t kBytes>
 [[gnu::always_inline]] inline int64_t prefetch_part(const Ahead& ahead, int64_t asked, int64_t i,
                                                     int64_t n_parts) {
     for (; asked * n_parts < ahead.n_rows * (i + 1); ++asked)
-        prefetch_block<kBytes>(ahead.row + asked * ahead.step_bytes);
+        prefetch_whole_block<kBytes>(ahead.row + asked * ahead.step_bytes);
     return asked;
 }
 
