@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +19,7 @@ from daemon.gateway import (
     routes_ollama,
     routes_ollama_store,
     routes_openai,
+    routes_page,
     routes_status,
     routes_tokens,
 )
@@ -51,28 +52,34 @@ def create_app(
     be asked (None: any; the default is right for a loopback listener), `allowed_origins` those of web pages beside this
     machine's own.  `kv_budget_bytes` is the configured budget that /api/info tells (None: the size of the arena).
     """
-    app = FastAPI(
-        title="quantd",
-        version=version(),
-        description="A language-model server for CPU-only machines, over the OpenAI API.",
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
     responder = Responder(first_event_s, ping_s, send_timeout_s)
-    app.include_router(routes_openai.make_router(backend, responder))
-    app.include_router(routes_anthropic.make_router(backend, responder))
-    app.include_router(routes_tokens.make_router(backend))
-    app.include_router(routes_embeddings.make_router(backend))
-    app.include_router(routes_embed.make_router(backend))
-    app.include_router(routes_ollama.make_router(backend, responder, version=version()))
-    app.include_router(routes_ollama_store.make_router(backend, send_timeout_s=send_timeout_s))
-    app.include_router(routes_status.make_router(backend, version=version(), kv_budget_bytes=kv_budget_bytes))
+    declared = [
+        route
+        for routes in (
+            routes_openai.make_routes(backend, responder),
+            routes_anthropic.make_routes(backend, responder),
+            routes_tokens.make_routes(backend),
+            routes_embeddings.make_routes(backend),
+            routes_embed.make_routes(backend),
+            routes_ollama.make_routes(backend, responder, version=version()),
+            routes_ollama_store.make_routes(backend, send_timeout_s=send_timeout_s),
+            routes_status.make_routes(backend, version=version(), kv_budget_bytes=kv_budget_bytes),
+        )
+        for route in routes.declared
+    ]
+    declared += routes_page.make_routes(declared, version=version()).declared
+    served = [route.route() for route in declared]
     if metrics_app is not None:
-        app.router.routes.append(Route("/metrics", _Mounted(metrics_app), include_in_schema=False))
-    app.add_exception_handler(ApiError, _answer_failure)
-    app.add_exception_handler(HTTPException, _answer_http_exception)
-    app.add_exception_handler(Exception, _answer_failure)
+        served.append(Route("/metrics", _Mounted(metrics_app)))
+    app = Starlette(
+        routes=served,
+        exception_handlers={
+            ApiError: _answer_failure,
+            HTTPException: _answer_http_exception,
+            Exception: _answer_failure,
+        },
+    )
+    app.router.redirect_slashes = False
     return Guard(app, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,17 +13,17 @@ from daemon.gateway.anthropic_request import MessagesRequest, messages_message, 
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
 from daemon.gateway.events import ClientGoneError, EventSource
-from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse
 from daemon.gateway.respond import Responder
+from daemon.gateway.routing import Routes
 from quantd.v1 import tokenizer_service_pb2
 
 
-def make_router(backend: Backend, responder: Responder) -> APIRouter:
+def make_routes(backend: Backend, responder: Responder) -> Routes:
     """Routes over `backend`; failures are told in Anthropic's words."""
-    router = APIRouter(prefix="/v1/messages")
+    routes = Routes(prefix="/v1/messages")
 
-    @router.post("", openapi_extra=documented(MessagesRequest), response_model=None)
+    @routes.post("", body=MessagesRequest)
     async def messages(request: Request) -> Response:
         """Answer a conversation in Anthropic's form."""
 
@@ -40,7 +39,7 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
 
         return await _in_its_words(request, answer)
 
-    @router.post("/count_tokens", openapi_extra=documented(MessagesRequest), response_model=None)
+    @routes.post("/count_tokens", body=MessagesRequest)
     async def count_tokens(request: Request) -> Response:
         """Count the tokens of a conversation in Anthropic's form."""
 
@@ -54,7 +53,7 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
 
         return await _in_its_words(request, answer)
 
-    return router
+    return routes
 
 
 async def _in_its_words(request: Request, answer: Callable[[], Awaitable[Response]]) -> Response:

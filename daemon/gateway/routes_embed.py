@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,8 +13,8 @@ from daemon.errors import ApiError, retry_after_header, to_api_error
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
 from daemon.gateway.fields import refuse
-from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse, log_unexpected
+from daemon.gateway.routing import Routes
 from daemon.gateway.schema import Int32, read_fields
 from daemon.keep_alive import FOREVER, parse_keep_alive
 from quantd.v1 import embed_pb2 as pb
@@ -44,11 +43,11 @@ class OldEmbedRequest(BaseModel):
     keep_alive: str | int | float | None = None
 
 
-def make_router(backend: Backend) -> APIRouter:
+def make_routes(backend: Backend) -> Routes:
     """Routes over `backend`."""
-    router = APIRouter()
+    routes = Routes()
 
-    @router.post("/api/embed", openapi_extra=documented(EmbedRequest), response_model=None)
+    @routes.post("/api/embed", body=EmbedRequest)
     async def embed(request: Request) -> Response:
         """Give the vectors of texts; what is too long is cut unless `truncate` is false."""
         started_ns = time.monotonic_ns()
@@ -74,7 +73,7 @@ def make_router(backend: Backend) -> APIRouter:
             }
         )
 
-    @router.post("/api/embeddings", openapi_extra=documented(OldEmbedRequest), response_model=None)
+    @routes.post("/api/embeddings", body=OldEmbedRequest)
     async def embeddings(request: Request) -> Response:
         """Give the vector of one text."""
         context = _context(request)
@@ -89,7 +88,7 @@ def make_router(backend: Backend) -> APIRouter:
             return _error(failure, context)
         return JsonResponse({"embedding": vector})
 
-    return router
+    return routes
 
 
 def _message(model: str, texts: list[str], keep_alive: str | float | None) -> rpc.EmbedRequest:

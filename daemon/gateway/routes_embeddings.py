@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,8 +19,8 @@ from daemon.errors import ApiError
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
 from daemon.gateway.fields import check_fields, refuse
-from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse
+from daemon.gateway.routing import Routes
 from daemon.gateway.schema import Int32, Prompt, read_fields
 from quantd.v1 import embed_pb2 as pb
 from quantd.v1 import embedding_service_pb2 as rpc
@@ -62,11 +61,11 @@ class RerankRequest(BaseModel):
     return_documents: bool = False
 
 
-def make_router(backend: Backend) -> APIRouter:
+def make_routes(backend: Backend) -> Routes:
     """Routes over `backend`."""
-    router = APIRouter()
+    routes = Routes()
 
-    @router.post("/v1/embeddings", openapi_extra=documented(EmbeddingsRequest), response_model=None)
+    @routes.post("/v1/embeddings", body=EmbeddingsRequest)
     async def embeddings(request: Request) -> Response:
         """Give the vectors of texts or token ids, each of length 1."""
         body = await read_json(request)
@@ -79,8 +78,8 @@ def make_router(backend: Backend) -> APIRouter:
         # Many long vectors take a while to write as text.
         return await asyncio.to_thread(_embeddings_response, answer, asked.encoding_format == "base64")
 
-    @router.post("/v1/rerank", openapi_extra=documented(RerankRequest), response_model=None)
-    @router.post("/rerank", openapi_extra=documented(RerankRequest), response_model=None)
+    @routes.post("/v1/rerank", body=RerankRequest)
+    @routes.post("/rerank", body=RerankRequest)
     async def rerank(request: Request) -> Response:
         """Order documents by the cosine between their vectors and the query's; texts that are too long are cut."""
         asked = read_fields(RerankRequest, await read_json(request))
@@ -108,7 +107,7 @@ def make_router(backend: Backend) -> APIRouter:
             {"id": f"rerank-{context.request_id}", "model": answer.model, "usage": usage, "results": results}
         )
 
-    return router
+    return routes
 
 
 def _inputs(value: Any) -> list[pb.EmbedInput]:

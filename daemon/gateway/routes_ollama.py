@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -15,7 +13,7 @@ from daemon.errors import ApiError
 from daemon.gateway import ollama_models
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
-from daemon.gateway.events import ClientGoneError, EventSource, unless_gone
+from daemon.gateway.events import EventSource, unless_gone
 from daemon.gateway.fields import refuse
 from daemon.gateway.ollama_answer import LineWriter, OllamaShape, failure_response, json_line
 from daemon.gateway.ollama_request import (
@@ -27,9 +25,9 @@ from daemon.gateway.ollama_request import (
     generate_message,
     keep_alive_ms,
 )
-from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse
 from daemon.gateway.respond import Responder
+from daemon.gateway.routing import Routes
 from daemon.gateway.schema import read_fields
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
@@ -38,42 +36,42 @@ from quantd.v1 import tokenizer_service_pb2
 NDJSON = "application/x-ndjson"
 
 
-def make_router(backend: Backend, responder: Responder, *, version: str) -> APIRouter:
+def make_routes(backend: Backend, responder: Responder, *, version: str) -> Routes:
     """Routes over `backend`; `version` is what /api/version tells."""
-    router = APIRouter(route_class=OllamaRoute)
+    routes = Routes(answer_failure=failure_response)
 
-    @router.head("/", include_in_schema=False, response_model=None)
-    @router.get("/", include_in_schema=False, response_model=None)
-    async def root() -> Response:
+    @routes.head("/", in_schema=False)
+    @routes.get("/", in_schema=False)
+    async def root(_: Request) -> Response:
         """Say the words that Ollama's clients look for."""
         return PlainTextResponse("Ollama is running")
 
-    @router.head("/api/version", include_in_schema=False, response_model=None)
-    @router.get("/api/version", response_model=None)
-    async def tell_version() -> Response:
+    @routes.head("/api/version", in_schema=False)
+    @routes.get("/api/version")
+    async def tell_version(_: Request) -> Response:
         """Tell the version of this server."""
         return JsonResponse({"version": version})
 
-    @router.get("/api/tags", response_model=None)
+    @routes.get("/api/tags")
     async def tags(request: Request) -> Response:
         """List the models, in memory or not."""
         answer = await backend.list_models(rpc.ListModelsRequest(), context_of(request))
         return JsonResponse({"models": [ollama_models.listed(model) for model in answer.models]})
 
-    @router.get("/api/ps", response_model=None)
+    @routes.get("/api/ps")
     async def running(request: Request) -> Response:
         """List the models in memory."""
         answer = await backend.list_running(rpc.ListRunningRequest(), context_of(request))
         return JsonResponse({"models": [ollama_models.running(one) for one in answer.models]})
 
-    @router.post("/api/show", response_model=None)
+    @routes.post("/api/show")
     async def show(request: Request) -> Response:
         """Tell everything about a model."""
         body = await read_json(request, any_media_type=True)
         message = rpc.ShowModelRequest(name=model_name(body), verbose=body.get("verbose") is True)
         return JsonResponse(ollama_models.shown(await backend.show_model(message, context_of(request))))
 
-    @router.post("/api/chat", openapi_extra=documented(OllamaChatRequest), response_model=None)
+    @routes.post("/api/chat", body=OllamaChatRequest)
     async def chat(request: Request) -> Response:
         """Answer a conversation in Ollama's form, as lines of JSON unless `stream` is false."""
         asked = read_fields(OllamaChatRequest, await read_json(request, any_media_type=True))
@@ -83,7 +81,7 @@ def make_router(backend: Backend, responder: Responder, *, version: str) -> APIR
         message = chat_message(asked)
         return await _answer(request, asked, shape, message)
 
-    @router.post("/api/generate", openapi_extra=documented(OllamaGenerateRequest), response_model=None)
+    @routes.post("/api/generate", body=OllamaGenerateRequest)
     async def generate(request: Request) -> Response:
         """Answer a prompt in Ollama's form, as lines of JSON unless `stream` is false."""
         asked = read_fields(OllamaGenerateRequest, await read_json(request, any_media_type=True))
@@ -127,25 +125,7 @@ def make_router(backend: Backend, responder: Responder, *, version: str) -> APIR
             return JsonResponse(answer)
         return Response(json_line(answer), media_type=NDJSON)
 
-    return router
-
-
-class OllamaRoute(APIRoute):
-    """A route whose failures are told in Ollama's words."""
-
-    def get_route_handler(self) -> Any:
-        """The handler, with its failures answered."""
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ClientGoneError:
-                raise
-            except Exception as failure:  # noqa: BLE001 - the border of this API
-                return failure_response(failure, request.state.request_id)
-
-        return answer
+    return routes
 
 
 def context_of(request: Request) -> CallContext:

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,10 +15,11 @@ from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import BODY_TIMEOUT_S, read_json
 from daemon.gateway.events import unless_gone
 from daemon.gateway.fields import refuse
-from daemon.gateway.ollama_answer import failure_message, json_line
+from daemon.gateway.ollama_answer import failure_message, failure_response, json_line
 from daemon.gateway.ollama_request import options_message
 from daemon.gateway.replies import JsonResponse
-from daemon.gateway.routes_ollama import OllamaRoute, context_of, model_name
+from daemon.gateway.routes_ollama import context_of, model_name
+from daemon.gateway.routing import Routes
 from daemon.gateway.sse import line_response
 from daemon.gateway.translate_chat import messages
 from quantd.v1 import model_service_pb2 as rpc
@@ -28,11 +28,11 @@ _PART_BYTES = 1 << 20
 _REFUSED = ("draft_files", "draft_quantize")
 
 
-def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
+def make_routes(backend: Backend, *, send_timeout_s: float) -> Routes:
     """Routes over `backend`; a client that reads nothing of a download for `send_timeout_s` loses the connection."""
-    router = APIRouter(route_class=OllamaRoute)
+    routes = Routes(answer_failure=failure_response)
 
-    @router.post("/api/copy", response_model=None)
+    @routes.post("/api/copy")
     async def copy(request: Request) -> Response:
         """Give a model a second name."""
         body = await read_json(request, any_media_type=True)
@@ -42,14 +42,14 @@ def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
         await backend.copy_model(message, context_of(request))
         return Response()
 
-    @router.delete("/api/delete", response_model=None)
+    @routes.delete("/api/delete")
     async def delete(request: Request) -> Response:
         """Forget a name."""
         name = model_name(await read_json(request, any_media_type=True))
         await backend.delete_model(rpc.DeleteModelRequest(name=name), context_of(request))
         return Response()
 
-    @router.post("/api/create", response_model=None)
+    @routes.post("/api/create")
     async def create(request: Request) -> Response:
         """Make a model from another one or from blobs, told in lines of JSON unless `stream` is false."""
         body = await read_json(request, any_media_type=True)
@@ -58,7 +58,7 @@ def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
             request, body, backend.create_model(_creation(body), context), context, send_timeout_s
         )
 
-    @router.post("/api/pull", response_model=None)
+    @routes.post("/api/pull")
     async def pull(request: Request) -> Response:
         """Download a model, told in lines of JSON unless `stream` is false."""
         body = await read_json(request, any_media_type=True)
@@ -66,13 +66,13 @@ def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
         events = backend.pull_model(rpc.PullModelRequest(name=model_name(body)), context)
         return await _told(request, body, events, context, send_timeout_s)
 
-    @router.head("/api/blobs/{digest}", response_model=None)
+    @routes.head("/api/blobs/{digest}")
     async def has_blob(request: Request, digest: str) -> Response:
         """Say whether a blob is there."""
         answer = await backend.has_blob(rpc.HasBlobRequest(digest=_digest(digest)), context_of(request))
         return Response(status_code=200 if answer.exists else 404)
 
-    @router.post("/api/blobs/{digest}", response_model=None)
+    @routes.post("/api/blobs/{digest}")
     async def upload(request: Request, digest: str) -> Response:
         """Store a blob, whose bytes are the body."""
         parts = _parts(request, _digest(digest))
@@ -80,7 +80,7 @@ def make_router(backend: Backend, *, send_timeout_s: float) -> APIRouter:
             await backend.upload_blob(parts, context_of(request))
         return Response(status_code=201)
 
-    return router
+    return routes
 
 
 async def _told(

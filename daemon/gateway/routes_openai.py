@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,11 +13,11 @@ from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
 from daemon.gateway.events import EventSource
 from daemon.gateway.joined import joined
-from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse, error_body
 from daemon.gateway.respond import Responder
 from daemon.gateway.responses_answer import ResponseShape, ResponseWriter
 from daemon.gateway.responses_request import ResponsesRequest, read_responses, responses_message
+from daemon.gateway.routing import Handler, Routes
 from daemon.gateway.schema import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -37,18 +35,18 @@ _ABSENT = {
 }
 
 
-def _absent(message: str) -> Callable[[], Coroutine[Any, Any, Response]]:
-    async def answer() -> Response:
+def _absent(message: str) -> Handler:
+    async def answer(_: Request) -> Response:
         raise ApiError("NOT_FOUND", message)
 
     return answer
 
 
-def make_router(backend: Backend, responder: Responder) -> APIRouter:
+def make_routes(backend: Backend, responder: Responder) -> Routes:
     """Routes over `backend`."""
-    router = APIRouter(prefix="/v1")
+    routes = Routes(prefix="/v1")
 
-    @router.post("/chat/completions", openapi_extra=documented(ChatCompletionRequest), response_model=None)
+    @routes.post("/chat/completions", body=ChatCompletionRequest)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation.  What is left out takes the server's defaults (temperature 0.8, top_p 0.95, ...)."""
         asked = read_chat(await read_json(request))
@@ -61,7 +59,7 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
         )
         return await _answer(request, asked, EventSource(backend.chat(message, context)), shape, context)
 
-    @router.post("/completions", openapi_extra=documented(CompletionRequest), response_model=None)
+    @routes.post("/completions", body=CompletionRequest)
     async def completions(request: Request) -> Response:
         """Continue a text or token ids, by 16 tokens where max_tokens is left out."""
         asked = read_completion(await read_json(request))
@@ -72,7 +70,7 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
         source = EventSource(streams[0] if len(streams) == 1 else joined(streams, asked.n or 1))
         return await _answer(request, asked, source, shape, context)
 
-    @router.post("/responses", openapi_extra=documented(ResponsesRequest), response_model=None)
+    @routes.post("/responses", body=ResponsesRequest)
     async def responses(request: Request) -> Response:
         """Answer in the form of the Responses API.  Nothing is stored: each request brings the whole conversation."""
         asked = read_responses(await read_json(request))
@@ -85,7 +83,7 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
             return await responder.stream(request, source, writer)
         return await responder.whole(request, source, shape.whole)
 
-    @router.post("/responses/input_tokens", openapi_extra=documented(ResponsesRequest), response_model=None)
+    @routes.post("/responses/input_tokens", body=ResponsesRequest)
     async def response_tokens(request: Request) -> Response:
         """Count the tokens of a request to the Responses API."""
         message = responses_message(read_responses(await read_json(request)))
@@ -95,15 +93,15 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
         return JsonResponse({"object": "response.input_tokens", "input_tokens": len(rendered.ids)})
 
     for path, message in _ABSENT.items():
-        router.add_api_route(path, _absent(message), methods=["POST"], include_in_schema=False)
+        routes.post(path, in_schema=False)(_absent(message))
 
-    @router.get("/models", response_model=None)
+    @routes.get("/models")
     async def models(request: Request) -> Response:
         """List the models: those in memory first, the others are loaded when a request names them."""
         listed = await backend.list_models(model_service_pb2.ListModelsRequest(), _context(request))
         return JsonResponse({"object": "list", "data": [_model(m) for m in listed.models]})
 
-    @router.get("/models/{name}", response_model=None)
+    @routes.get("/models/{name}")
     async def model(request: Request, name: str) -> Response:
         """Describe a model."""
         answer = await backend.get_model(model_service_pb2.GetModelRequest(name=name), _context(request))
@@ -121,7 +119,7 @@ def make_router(backend: Backend, responder: Responder) -> APIRouter:
         )
         return await responder.stream(request, source, writer)
 
-    return router
+    return routes
 
 
 def _context(request: Request) -> CallContext:

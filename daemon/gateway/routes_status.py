@@ -1,44 +1,40 @@
-"""Health, facts about the server, and the API page."""
+"""Health, and facts about the server."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from daemon.errors import ApiError
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.replies import JsonResponse
+from daemon.gateway.routing import Routes
 from quantd.v1 import model_service_pb2
 
-_PAGE = Path(__file__).with_name("docs.html")
 
-
-def make_router(backend: Backend, *, version: str, kv_budget_bytes: int | None) -> APIRouter:
+def make_routes(backend: Backend, *, version: str, kv_budget_bytes: int | None) -> Routes:
     """Routes over `backend`; `kv_budget_bytes` is the configured budget, None to tell the size of the arena."""
-    router = APIRouter()
+    routes = Routes()
 
-    @router.get("/health", response_model=None)
-    async def health() -> Response:
+    @routes.get("/health")
+    async def health(_: Request) -> Response:
         """Say whether a request would be answered now: 200, otherwise 503."""
         state = await backend.health()
         return _state("ok" if state.ready else "unavailable", state.detail, ok=state.ready)
 
-    @router.get("/readyz", response_model=None)
-    async def readyz() -> Response:
+    @routes.get("/readyz")
+    async def readyz(_: Request) -> Response:
         """Say whether a request would be answered now: 200, otherwise 503 (loading, draining, failed)."""
         state = await backend.health()
         return _state("ready" if state.ready else "not ready", state.detail, ok=state.ready)
 
-    @router.get("/livez", response_model=None)
-    async def livez() -> Response:
+    @routes.get("/livez")
+    async def livez(_: Request) -> Response:
         """Say whether the process works: 200, otherwise 503 and it should be replaced."""
         state = await backend.health()
         return _state("live" if state.live else "failed", state.detail, ok=state.live)
 
-    @router.get("/api/info", response_model=None)
+    @routes.get("/api/info")
     async def info(request: Request) -> Response:
         """Tell the version, the model being served, and how its memory is shared out."""
         context = CallContext(request_id=request.state.request_id, credential=request.state.credential)
@@ -63,11 +59,7 @@ def make_router(backend: Backend, *, version: str, kv_budget_bytes: int | None) 
             }
         )
 
-    @router.get("/docs", include_in_schema=False, response_model=None)
-    async def docs() -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
-
-    return router
+    return routes
 
 
 def _state(status: str, detail: str, *, ok: bool) -> Response:

@@ -4,44 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from daemon.gateway.backend import Backend, CallContext
 from daemon.gateway.body import read_json
 from daemon.gateway.fields import check_fields, refuse
-from daemon.gateway.openapi import documented
 from daemon.gateway.replies import JsonResponse
+from daemon.gateway.routing import Routes
 from daemon.gateway.schema import ChatRequestFields, DetokenizeRequest, TokenizeRequest, read_fields
 from daemon.gateway.translate import conversation
 from quantd.v1 import tokenizer_service_pb2 as rpc
 
 
-def make_router(backend: Backend) -> APIRouter:
+def make_routes(backend: Backend) -> Routes:
     """Routes over `backend`."""
-    router = APIRouter()
+    routes = Routes()
 
     async def render(request: Request, body: dict[str, Any]) -> rpc.RenderChatResponse:
         check_fields(body)
         message = conversation(read_fields(ChatRequestFields, {"model": "", **body}))
         return await backend.render_chat(rpc.RenderChatRequest(request=message), _context(request))
 
-    @router.post(
-        "/v1/chat/completions/input_tokens", openapi_extra=documented(ChatRequestFields), response_model=None
-    )
+    @routes.post("/v1/chat/completions/input_tokens", body=ChatRequestFields)
     async def input_tokens(request: Request) -> Response:
         """Count the tokens of a conversation, with its template and its tools."""
         rendered = await render(request, await read_json(request))
         return JsonResponse({"object": "response.input_tokens", "input_tokens": len(rendered.ids)})
 
-    @router.post("/apply-template", openapi_extra=documented(ChatRequestFields), response_model=None)
+    @routes.post("/apply-template", body=ChatRequestFields)
     async def apply_template(request: Request) -> Response:
         """Render a conversation with the model's chat template."""
         rendered = await render(request, await read_json(request))
         return JsonResponse({"prompt": rendered.prompt})
 
-    @router.post("/tokenize", openapi_extra=documented(TokenizeRequest), response_model=None)
+    @routes.post("/tokenize", body=TokenizeRequest)
     async def tokenize(request: Request) -> Response:
         """Cut a text (`content` or `prompt`) or a conversation (`messages`) into token ids."""
         body = await read_json(request)
@@ -76,7 +73,7 @@ def make_router(backend: Backend) -> APIRouter:
         message = rpc.DetokenizeRequest(model=model, ids=[token_id])
         return (await backend.detokenize(message, context)).text
 
-    @router.post("/detokenize", openapi_extra=documented(DetokenizeRequest), response_model=None)
+    @routes.post("/detokenize", body=DetokenizeRequest)
     async def detokenize(request: Request) -> Response:
         """Join token ids to a text."""
         asked = read_fields(DetokenizeRequest, await read_json(request))
@@ -84,7 +81,7 @@ def make_router(backend: Backend) -> APIRouter:
         text = (await backend.detokenize(message, _context(request))).text
         return JsonResponse({"content": text, "prompt": text})
 
-    return router
+    return routes
 
 
 def _context(request: Request) -> CallContext:
