@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from daemon.addresses import Address
 from daemon.errors import ApiError
@@ -39,16 +46,15 @@ def _origins(value: object) -> object:
 
 
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z*][a-z0-9+.*-]*://\S+)$", max_length=256)]
-Listener = Annotated[Address, NoDecode, BeforeValidator(_address)]
+Listener = Annotated[Address, BeforeValidator(_address)]
 Size = Annotated[int, BeforeValidator(_size)]
 KeepAlive = Annotated[float, BeforeValidator(_keep_alive)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set.  A field's name is its TOML key; flags have dashes, variables QUANTD_ and capitals."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+    model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         validate_default=True,
@@ -81,7 +87,7 @@ class Settings(BaseSettings):
     grpc: Listener = Address("127.0.0.1", 50051)
     # Origins of web pages that may use the HTTP listener beside those of this machine, as browsers send them; * stands for
     # any characters: "https://chat.example", "chrome-extension://*".  A variable separates them by commas.
-    origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_origins), Field(max_length=64)] = ()
+    origins: Annotated[tuple[Origin, ...], BeforeValidator(_origins), Field(max_length=64)] = ()
     # Bytes of the KV arena; None: 1 GiB, or less where the memory plan says so.
     kv_budget: Annotated[Size, Field(ge=2**16, le=2**50)] | None = None
     kv_type: Literal["f16", "q8_0"] = "f16"
@@ -166,14 +172,6 @@ class Settings(BaseSettings):
         if self.tls_cert is None or self.tls_key is None:
             return None
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` gives: it reads the other sources itself, to know which value came from where."""
-        del settings_cls
-        return (init_settings,)
 
 
 def load(

@@ -179,7 +179,8 @@ def _pull(source: str, settings: Settings, report: Callable[[Step], None]) -> No
     from daemon.services.asked import catalog, runtime_settings
     from daemon.store.download import PullCancelledError
     from daemon.store.names import ModelName
-    from daemon.store.pull import Places, pull
+    from daemon.store.places import Places
+    from daemon.store.pull import pull
 
     store, cancel = catalog(settings).store, threading.Event()
     assert store is not None

@@ -110,7 +110,8 @@ def _plan(model: str, settings: RuntimeSettings, daemon: Settings) -> tuple[Memo
     """The plan of a file, of a name, or of a model elsewhere; and what else could be made or had of it."""
     from daemon.services.asked import catalog
     from daemon.store.names import ModelName
-    from daemon.store.pull import Places, remote_plan
+    from daemon.store.places import Places
+    from daemon.store.pull import remote_plan
     from runtime.gguf import ModelFile
     from runtime.memory import plan_memory
     from runtime.model import read_config, settings_for

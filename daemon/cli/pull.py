@@ -40,7 +40,8 @@ def command(
     from daemon.services.asked import catalog, runtime_settings
     from daemon.store.download import PullCancelledError
     from daemon.store.names import ModelName
-    from daemon.store.pull import Places, pull
+    from daemon.store.places import Places
+    from daemon.store.pull import pull
 
     log.set_up(level="warning")
     settings = read_settings(config, **flags)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from daemon.gateway.fields import check_fields, refuse
-from daemon.gateway.schema import Choice, Int32, Messages, Object, Objects, Stop, read_fields
+from daemon.gateway.schema import Body, Choice, Int32, Messages, Object, Objects, Stop, read_fields
 from daemon.gateway.translate import response_format
 from daemon.gateway.translate_chat import tool_definition
 from quantd.v1 import generate_pb2 as pb
@@ -28,10 +26,8 @@ _MODES = {
 _MAX_STOPS = 16
 
 
-class MessagesRequest(BaseModel):
+class MessagesRequest(Body):
     """POST /v1/messages."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     messages: Messages

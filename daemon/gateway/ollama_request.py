@@ -6,10 +6,8 @@ import math
 import re
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from daemon.gateway.fields import refuse
-from daemon.gateway.schema import Int32, Messages, Object, Objects
+from daemon.gateway.schema import Body, Int32, Messages, Object, Objects
 from daemon.gateway.translate import response_format
 from daemon.gateway.translate_chat import messages, tools
 from daemon.keep_alive import FOREVER, parse_keep_alive
@@ -23,10 +21,8 @@ _EFFORTS = {False: "none", True: "medium", "low": "low", "medium": "medium", "hi
 _SPEAKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class OllamaFields(BaseModel):
+class OllamaFields(Body):
     """Fields that chat and generate share."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     stream: bool | None = None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from daemon.gateway.fields import check_fields, refuse
-from daemon.gateway.schema import Choice, Int32, Object, Objects, StreamOptions, read_fields
+from daemon.gateway.schema import Body, Choice, Int32, Object, Objects, StreamOptions, read_fields
 from daemon.gateway.translate import response_format
 from daemon.gateway.translate_chat import tool_choice, tool_definition
 from quantd.v1 import generate_pb2 as pb
@@ -29,10 +27,8 @@ _INCLUDED = ("message.output_text.logprobs", "reasoning.encrypted_content")
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
 
 
-class ResponsesRequest(BaseModel):
+class ResponsesRequest(Body):
     """POST /v1/responses."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     input: Any

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,16 +14,14 @@ from daemon.gateway.body import read_json
 from daemon.gateway.fields import refuse
 from daemon.gateway.replies import JsonResponse, log_unexpected
 from daemon.gateway.routing import Routes
-from daemon.gateway.schema import Int32, read_fields
+from daemon.gateway.schema import Body, Int32, read_fields
 from daemon.keep_alive import FOREVER, parse_keep_alive
 from quantd.v1 import embed_pb2 as pb
 from quantd.v1 import embedding_service_pb2 as rpc
 
 
-class EmbedRequest(BaseModel):
+class EmbedRequest(Body):
     """POST /api/embed."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     input: str | list[str] = ""
@@ -33,10 +30,8 @@ class EmbedRequest(BaseModel):
     keep_alive: str | int | float | None = None
 
 
-class OldEmbedRequest(BaseModel):
+class OldEmbedRequest(Body):
     """POST /api/embeddings."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     prompt: str = ""

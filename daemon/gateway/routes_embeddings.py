@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +21,7 @@ from daemon.gateway.body import read_json
 from daemon.gateway.fields import check_fields, refuse
 from daemon.gateway.replies import JsonResponse
 from daemon.gateway.routing import Routes
-from daemon.gateway.schema import Int32, Prompt, read_fields
+from daemon.gateway.schema import Body, Int32, Prompt, read_fields
 from quantd.v1 import embed_pb2 as pb
 from quantd.v1 import embedding_service_pb2 as rpc
 
@@ -38,10 +38,8 @@ Document = Annotated[
 ]
 
 
-class EmbeddingsRequest(BaseModel):
+class EmbeddingsRequest(Body):
     """POST /v1/embeddings."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     input: Prompt
@@ -49,10 +47,8 @@ class EmbeddingsRequest(BaseModel):
     dimensions: Int32 | None = None
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(Body):
     """POST /v1/rerank."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     query: str

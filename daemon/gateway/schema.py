@@ -77,19 +77,21 @@ Choice = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class StreamOptions(BaseModel):
-    """Options of a stream."""
+class Body(BaseModel):
+    """The body of a request.  What reads it is built when the first one comes: most are never asked for."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", defer_build=True)
+
+
+class StreamOptions(Body):
+    """Options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(Body):
     """Fields that both ways of generating text share; what is left out takes the server's default."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     temperature: float | None = None
@@ -120,10 +122,8 @@ class GenerationRequest(BaseModel):
     guided_grammar: str | None = None
 
 
-class ChatRequestFields(BaseModel):
+class ChatRequestFields(Body):
     """Fields that say what a conversation is: what is counted and rendered as well as answered."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str
     messages: Messages
@@ -155,10 +155,8 @@ class CompletionRequest(GenerationRequest):
     best_of: Int32 | None = None
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """POST /tokenize: a text under llama-server's name or vLLM's, or a conversation."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str = ""
     content: str | None = None
@@ -172,10 +170,8 @@ class TokenizeRequest(BaseModel):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """POST /detokenize."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     model: str = ""
     tokens: list[Int32]

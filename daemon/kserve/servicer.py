@@ -9,12 +9,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-import structlog
-
 from daemon.errors import ApiError, to_api_error
 from daemon.gateway.joined import joined
 from daemon.kserve import request as reading
 from daemon.kserve.tensors import Tensor, add_output
+from daemon.log import get_logger
 from daemon.rpc.interceptor import current_call
 from daemon.services import Services
 from daemon.services.call import Call
@@ -23,7 +22,7 @@ from quantd.kserve import inference_pb2 as pb
 from quantd.kserve import inference_pb2_grpc
 from quantd.v1 import generate_pb2, model_pb2, model_service_pb2
 
-log = structlog.stdlib.get_logger("quantd.rpc")
+log = get_logger("quantd.rpc")
 
 EXTENSIONS = ("model_stream_infer",)
 MAX_AT_ONCE = 16  # requests of one stream that are answered at the same time

@@ -12,15 +12,15 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import structlog
 from google.protobuf.message import DecodeError
 
 from daemon.access.credential import credential_of
 from daemon.access.gate import Gate
 from daemon.errors import ApiError, to_api_error, to_rpc_status
+from daemon.log import get_logger
 from daemon.services.call import Call, new_request_id
 
-log = structlog.stdlib.get_logger("quantd.rpc")
+log = get_logger("quantd.rpc")
 
 PREFIXES = ("/quantd.v1.", "/inference.GRPCInferenceService/")
 # What tells no more than health does, and to whom health does: probes have no key.

@@ -17,7 +17,7 @@ from daemon.services.model import ModelService
 from daemon.services.quantize import QuantizeService
 from daemon.services.served import LoadModel
 from daemon.services.tokenizer import TokenizerService
-from daemon.store.pull import Places
+from daemon.store.places import Places
 
 
 def build_services(settings: Settings, load_model: LoadModel | None = None) -> Services:

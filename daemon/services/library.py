@@ -18,13 +18,12 @@ from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, not_found
 from daemon.services.model import ModelService, without_paths
 from daemon.services.options import invalid
-from daemon.services.pulling import pull_events
 from daemon.services.quantize import QuantizeService
 from daemon.store.blobs import parse_digest
 from daemon.store.manifest import Manifest
 from daemon.store.models import ModelStore
 from daemon.store.names import ModelName
-from daemon.store.pull import Places
+from daemon.store.places import Places
 from quantd.v1 import generate_pb2 as pb
 from quantd.v1 import model_service_pb2 as rpc
 from runtime.gguf import ModelFile
@@ -168,6 +167,8 @@ class LibraryService:
         if self._num_pulls >= MAX_PULLS:
             raise ApiError("QUEUE_FULL", f"{MAX_PULLS} downloads are under way.", retry_after_s=30.0)
         self._num_pulls += 1
+        from daemon.services.pulling import pull_events  # noqa: PLC0415  brings an HTTP client along
+
         events = pull_events(
             self._store,
             request.name,

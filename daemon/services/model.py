@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import structlog
-
 from daemon.errors import ApiError, to_api_error
 from daemon.keep_alive import FOREVER, from_ms
+from daemon.log import get_logger
 from daemon.services.call import Call
 from daemon.services.folder import ModelEntry
 from daemon.services.host import ModelHost, Served, not_found
@@ -27,7 +26,7 @@ from runtime.memory import KV_TYPES, RuntimeSettings
 from runtime.models import architecture as built
 from runtime.models import architecture_names
 
-log = structlog.stdlib.get_logger("quantd.models")
+log = get_logger("quantd.models")
 
 MAX_CACHED = 256  # descriptions kept; one is about 200 bytes
 MAX_SESSIONS = 256

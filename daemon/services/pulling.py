@@ -13,7 +13,8 @@ from daemon.errors import ApiError
 from daemon.store.download import PullCancelledError
 from daemon.store.models import ModelStore
 from daemon.store.names import ModelName
-from daemon.store.pull import Places, Step, pull
+from daemon.store.places import Places
+from daemon.store.pull import Step, pull
 from quantd.v1 import model_service_pb2 as rpc
 from runtime.memory import MemoryPlan, RuntimeSettings
 

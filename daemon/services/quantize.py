@@ -14,10 +14,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import structlog
 from google.protobuf import json_format
 
 from daemon.errors import ApiError
+from daemon.log import get_logger
 from daemon.lowprio import MEMORY_VARIABLE, PARENT_VARIABLE
 from daemon.services.call import Call
 from daemon.services.catalog import Catalog
@@ -26,7 +26,7 @@ from daemon.services.host import not_found
 from daemon.services.options import invalid
 from quantd.v1 import quantize_service_pb2 as rpc
 
-log = structlog.stdlib.get_logger("quantd.quantize")
+log = get_logger("quantd.quantize")
 
 DEFAULT_RECIPE = "Q4_K_M"
 MAX_THREADS = 256

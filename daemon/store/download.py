@@ -11,13 +11,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-import structlog
 
 from daemon.errors import ApiError
+from daemon.log import get_logger
 from daemon.store.blobs import BlobStore, Partial
 from daemon.store.manifest import Blob
 
-log = structlog.stdlib.get_logger("quantd.download")
+log = get_logger("quantd.download")
 
 CONNECT_S, READ_S = 15.0, 30.0
 MAX_TRIES = 5  # without a byte of progress between them

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from daemon.errors import ApiError
+from daemon.log import get_logger
 from daemon.store.blobs import BlobStore, sync_folder
 from daemon.store.manifest import MAX_MANIFEST_BYTES, Blob, Manifest, Overrides, read_messages
 from daemon.store.names import ModelName
 
-log = structlog.stdlib.get_logger("quantd.store")
+log = get_logger("quantd.store")
 
 MAX_MODELS = 4096
 _LOCK_S = 30.0  # a change of names takes milliseconds; whoever holds the lock longer is stuck

@@ -25,20 +25,12 @@ from daemon.store.models import ModelStore
 from daemon.store.names import ModelName
 from daemon.store.offer import Offer, Variant
 from daemon.store.parameters import options_of_ollama
+from daemon.store.places import Places
 from runtime.errors import ModelFormatError
 from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 
 MAX_HEAD_BYTES = 256 << 20  # metadata longer than this is no model's
 _LOOPBACK = ("localhost", "127.0.0.1")
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where models come from."""
-
-    hub: str = "https://huggingface.co"
-    registry: str = "https://registry.ollama.ai"
-    any_host: bool = False  # whether a name may bring a registry of its own
 
 
 @dataclass(frozen=True, slots=True)

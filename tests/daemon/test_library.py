@@ -14,7 +14,7 @@ from daemon.services.catalog import Catalog
 from daemon.services.folder import ModelFolder
 from daemon.store.go_template import is_go_template
 from daemon.store.models import ModelStore
-from daemon.store.pull import Places
+from daemon.store.places import Places
 from quant.convert.lora import Adapter
 from quant.quantizer import Quantizer
 from quantd.v1 import generate_pb2 as pb

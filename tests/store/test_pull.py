@@ -10,7 +10,8 @@ from daemon.store import download
 from daemon.store.download import PullCancelledError
 from daemon.store.hub import group_files, quant_of
 from daemon.store.names import ModelName
-from daemon.store.pull import Places, pull
+from daemon.store.places import Places
+from daemon.store.pull import pull
 from runtime.errors import UnsupportedModelError
 from runtime.memory import RuntimeSettings
 from tests.daemon.fakes import write_gguf
