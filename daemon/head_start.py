@@ -42,7 +42,7 @@ class HeadStart:
     def _load(self, loading: Future[LoadedModel]) -> None:
         try:
             model = load_model(*self._asked)
-            model.warm_up()
+            model.warm_up(n_threads=1)  # the imports have the other core
         except BaseException as failure:  # noqa: BLE001  raised again where the model is asked for
             loading.set_exception(failure)
         else:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime._native import Arena, Program, ThreadPool, kernel_levels
+from runtime.admission import native_sampler
 from runtime.cpu import usable_cores
 from runtime.errors import ContextLengthError, EngineStoppedError, MemoryPlanError, RequestError
 from runtime.gguf import ModelFile
@@ -25,7 +26,8 @@ from runtime.memory import MemoryPlan, RuntimeSettings, plan_memory
 from runtime.models import build_graph
 from runtime.models.config import ModelConfig, read_config
 from runtime.models.loader import bind_weights, build_program
-from runtime.step_plan import Float32Array, StepPlan, StepResult
+from runtime.sampling import SamplingParams
+from runtime.step_plan import Float32Array, Outcome, StepPlan, StepResult
 from runtime.tokenizer import Tokenizer, build_tokenizer
 
 _ENCODER_STEP_ROWS = (
@@ -66,6 +68,7 @@ class LoadedModel:
         self._pool: ThreadPool | None = pool
         self._arena: Arena | None = arena
         self._embedding = threading.Lock()
+        self.is_warm = False  # warm_up has run, and gave numbers
 
     @property
     def level(self) -> str:
@@ -220,16 +223,27 @@ class LoadedModel:
         )
         return tuple(array.astype(np.int32) for array in arrays)
 
-    def warm_up(self) -> None:
-        """Compute one row on page 0, so that the weights are mapped and the threads have run once."""
+    def warm_up(self, n_threads: int | None = None) -> None:
+        """Compute one row on page 0, so that the weights are mapped; `n_threads`: with no more threads than that.
+
+        Then `is_warm` says that it gave a token, as it does not where weights are no numbers.
+        """
+        if n_threads is not None:
+            self.use_threads(min(n_threads, self.n_threads))
+        try:
+            self.is_warm = self._try_step()
+        finally:
+            self.use_threads(self.n_threads)
+
+    def _try_step(self) -> bool:
+        """Whether a step of one row gives a token, or of an encoder a vector."""
         if not self.generates:
-            self.embed([[0]])
-            return
+            return bool(np.isfinite(self.embed([[0]])).all())
 
         def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
             return np.array(values, np.int32)
 
-        self.step(
+        result = self.step(
             StepPlan(
                 tokens=ints(0),
                 positions=ints(0),
@@ -237,10 +251,11 @@ class LoadedModel:
                 page_starts=ints(0, 1),
                 pages=ints(0),
                 out_rows=ints(0),
-                samplers=[None],
+                samplers=[native_sampler(SamplingParams(temperature=0.0))],
                 targets=ints(-1),
             )
         )
+        return bool(result.outcomes[0] == Outcome.FINE)
 
     def close(self) -> None:
         """Give back threads, arena and scratch; the mapping goes with the last reader of `file`."""

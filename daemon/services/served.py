@@ -98,7 +98,7 @@ async def bring_up(
     max_waiting: int,
     others: Sequence[MemoryPlan] = (),
 ) -> Served:
-    """Loads a model beside `others`, starts its engine and runs one short request through it."""
+    """Loads a model beside `others` and starts its engine; where no step of it was computed yet, runs a short request."""
     started_s = time.monotonic()
     model = await asyncio.to_thread(parts.load_model, entry.path, settings, others=others)
     try:
@@ -108,7 +108,8 @@ async def bring_up(
         bridge.attach(engine)
         engine.start()
         try:
-            await _warm_up(model, bridge)
+            if not model.is_warm:
+                await _warm_up(model, bridge)
         except BaseException:
             await asyncio.to_thread(engine.stop, 0.0)
             raise

@@ -106,6 +106,7 @@ class FakeModel:
         self.config = SimpleNamespace(n_vocab=257)
         self.context_tokens = CONTEXT_TOKENS
         self.generates = True
+        self.is_warm = False
         self.eog_token_ids = frozenset({EOS})
         self.chat_template = "a template"
         self.file = FakeFile()

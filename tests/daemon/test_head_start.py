@@ -20,8 +20,8 @@ class FakeModel:
         self.path = path
         self.is_warm = False
 
-    def warm_up(self) -> None:
-        self.is_warm = True
+    def warm_up(self, n_threads: int) -> None:
+        self.is_warm = n_threads == 1
 
 
 @pytest.fixture

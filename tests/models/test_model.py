@@ -33,7 +33,9 @@ def one_row(token: int = 1) -> StepPlan:
 
 def test_the_demo_model(demo_model):
     model = load_model(demo_model, RuntimeSettings(sessions=2, threads=2))
-    model.warm_up()
+    assert not model.is_warm
+    model.warm_up(n_threads=1)
+    assert model.is_warm
     prompt = model.tokenizer.encode("Once upon a time, there was a")
     tokens = list(prompt)
     n_pages = model.context_tokens // model.page_tokens
