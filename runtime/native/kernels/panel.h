@@ -296,7 +296,8 @@ template <class Kernel, int kRows>
 void multiply_tile_of(int rows, const typename Kernel::Panel* panels, int64_t n_panels,
                       const typename Kernel::Tile& tile, const Ahead& ahead, float* acc) {
     if constexpr (kRows > 1) {
-        if (rows < kRows) return multiply_tile_of<Kernel, kRows - 1>(rows, panels, n_panels, tile, ahead, acc);
+        if (rows < kRows)
+            return multiply_tile_of<Kernel, kRows - 1>(rows, panels, n_panels, tile, ahead, acc);
     }
     multiply_tile<Kernel, kRows>(panels, n_panels, tile, ahead, acc);
 }
