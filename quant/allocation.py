@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.chunks import CHUNK_ELEMENTS, chunks_of, encode_chunk
+from quant.feedback import ErrorFeedback
 from quant.gguf_header import DEFAULT_ALIGNMENT, TensorEntry, header_bytes
 from quant.importance import DEFAULT_CTX, MIN_TOKENS, Importance, expert_rows
 from quant.input_files import InputFiles
@@ -101,6 +102,7 @@ def allocate(
     *,
     overrides: Overrides = NO_OVERRIDES,
     importance: Importance | None = None,
+    feedback: ErrorFeedback | None = None,
     threads: int | None = None,
     on_progress: Report | None = None,
 ) -> Allocation:
@@ -124,7 +126,7 @@ def allocate(
         costs = []
         with InputFiles(source.files, source.file_sizes) as files:
             for done, tensor in enumerate(free):
-                probe = _Probe(files, importance, threads or usable_cores())
+                probe = _Probe(files, importance, feedback, threads or usable_cores())
                 menu = _menu(tensor, recipe)
                 errors = probe.errors(tensor, (*menu, tensor.target_type))
                 with probe.encoded(tensor.source, menu[0]) as other:
@@ -236,13 +238,20 @@ def _costs(
 class _Probe:
     """Encodes tensors to see what is lost."""
 
-    def __init__(self, files: InputFiles, importance: Importance | None, threads: int) -> None:
+    def __init__(
+        self, files: InputFiles, importance: Importance | None, feedback: ErrorFeedback | None, threads: int
+    ) -> None:
         self._files = files
         self._importance = importance
+        self._feedback = feedback
         self._threads = threads
 
     def errors(self, tensor: TensorPlan, types: tuple[int, ...]) -> dict[int, float]:
-        """Return the weighted squared error of each type over the weighted squares, on a sample of rows."""
+        """Return the squared error of each type over the squares, on a sample of rows.
+
+        Of the tensor's products with the calibration's inputs where their moments are known, else of its weights, each
+        weighted by its column's importance.
+        """
         source = tensor.source
         n_in = source.shape[0]
         n_matrices, n_rows = expert_rows(source.shape)
@@ -255,8 +264,7 @@ class _Probe:
             data = np.concatenate(raw)
             x = _floats(data, source.type_id).reshape(len(rows), n_in)
             used = self._importance.of(source.name, n_in, matrix) if self._importance else None
-            weight = np.ones(n_in, np.float32) if used is None else used
-            whole += float((np.square(x) @ weight.astype(np.float64)).sum())
+            whole += self._loss(source.name, x, used)
             for type_id in types:
                 out = np.empty(tensor_bytes(x.shape, type_id), np.uint8)
                 fault = quantize_rows(
@@ -264,9 +272,20 @@ class _Probe:
                 )
                 if fault is not None:
                     raise RequestError("source", f"{source.name} holds a weight that cannot be quantized")
+                if self._feedback is not None:
+                    self._feedback.apply(
+                        source.name, data, source.type_id, len(rows), n_in, type_id, out, self._threads
+                    )
                 y = dequantize(type_traits(type_id)[0], out, x.size).reshape(x.shape)
-                lost[type_id] += float((np.square(x - y) @ weight.astype(np.float64)).sum())
+                lost[type_id] += self._loss(source.name, x - y, used)
         return {type_id: lost[type_id] / whole if whole else 0.0 for type_id in types}
+
+    def _loss(self, name: str, errors: NDArray[np.float32], importance: NDArray[np.float32] | None) -> float:
+        """Return the weighted sum of squares of errors (n_rows, n_in)."""
+        if self._feedback is not None and self._feedback.moments.n_seen(name):
+            return self._feedback.moments.loss(name, errors)
+        weight = np.ones(errors.shape[1]) if importance is None else importance.astype(np.float64)
+        return float((np.square(errors) @ weight).sum())
 
     @contextmanager
     def encoded(self, source: SourceTensor, type_id: int) -> Iterator[ModelFile]:
@@ -279,7 +298,7 @@ class _Probe:
             os.pwrite(fd, header, 0)
             for chunk in chunks_of(TensorPlan(source, type_id, n_bytes, 0), CHUNK_ELEMENTS):
                 data = source.read(self._files, chunk.first, chunk.n_elements)
-                encoded = encode_chunk(chunk, data, self._threads, self._importance)
+                encoded = encode_chunk(chunk, data, self._threads, self._importance, self._feedback)
                 os.pwrite(fd, encoded.data, len(header) + chunk.target_offset)
             yield ModelFile.open(Path(f"/proc/self/fd/{fd}"))
         finally:

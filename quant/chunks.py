@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.feedback import ErrorFeedback
 from quant.importance import Importance, expert_rows
 from quant.input_files import Bytes
 from quant.plan import TensorPlan, tensor_bytes
@@ -74,8 +75,15 @@ class TensorError:
         return float(f"{math.sqrt(self._lost / self._whole):.4g}") if self._whole else 0.0
 
 
-def encode_chunk(chunk: Chunk, data: Bytes, threads: int, importance: Importance | None = None) -> Bytes:
-    """Return the run in the target's blocks; `importance` says which columns' errors count more.
+def encode_chunk(
+    chunk: Chunk,
+    data: Bytes,
+    threads: int,
+    importance: Importance | None = None,
+    feedback: ErrorFeedback | None = None,
+) -> Bytes:
+    """Return the run in the target's blocks; `importance` says which columns' errors count more, `feedback` lets errors make
+    up for each other.
 
     Raises ModelFormatError, code NOT_FINITE or OUT_OF_RANGE, naming tensor, row and column of a weight that cannot be
     quantized.
@@ -93,6 +101,10 @@ def encode_chunk(chunk: Chunk, data: Bytes, threads: int, importance: Importance
     )
     if fault is not None:
         _refuse_weight(chunk, fault[0] * n_cols + fault[1], fault[2])
+    if feedback is not None and n_cols == row:
+        feedback.apply(
+            tensor.source.name, data, tensor.source.type_id, n_rows, row, tensor.target_type, out, threads
+        )
     return out
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quant.errors import CannotCreateError
 from quant.gguf_header import DEFAULT_ALIGNMENT, KeyValue, TensorEntry, align, header_bytes
+from quant.moments import InputMoments
 from quant.perplexity import sequence_plan
 from runtime.errors import ModelFormatError, RequestError
 from runtime.gguf import ModelFile
@@ -104,22 +105,31 @@ def collect(
     ctx: int = DEFAULT_CTX,
     max_tokens: int = DEFAULT_TOKENS,
     threads: int | None = None,
+    moments: InputMoments | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Importance:
     """Run the text through a model that the runtime serves; `on_progress` gets tokens done and in all.
+
+    Names of control tokens in the text are read as such, as a chat has them.  `moments` is filled on the way.
 
     Raises RequestError for a text of less than MIN_TOKENS tokens and what load_model raises.
     """
     settings = RuntimeSettings(sessions=1, context_tokens=ctx, threads=threads, max_step_rows=min(ctx, 256))
     loaded = load_model(model, settings)
     try:
-        tokens = loaded.tokenizer.encode(text, add_special=True)[:max_tokens]
+        tokens = loaded.tokenizer.encode(text, add_special=True, parse_special=True)[:max_tokens]
         if len(tokens) < MIN_TOKENS:
             raise RequestError(
                 "calibrate", f"the text has {len(tokens)} tokens; at least {MIN_TOKENS} are needed"
             )
-        loaded.collect_inputs()
-        return _run(loaded, np.array(tokens, np.int32), dataset, ctx, on_progress or (lambda _, __: None))
+        if moments is None:
+            loaded.collect_inputs()
+        else:
+            moments.collect_from(loaded)
+        found = _run(loaded, np.array(tokens, np.int32), dataset, ctx, on_progress or (lambda _, __: None))
+        if moments is not None:
+            moments.finish(loaded)
+        return found
     finally:
         loaded.close()
 

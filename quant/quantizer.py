@@ -20,6 +20,7 @@ from quant.chunks import CHUNK_ELEMENTS, Chunk, Loss, TensorError, chunk_loss, c
 from quant.convert import is_folder_of_weights, open_folder
 from quant.convert.lora import Adapter
 from quant.errors import CannotCreateError, OutputError, OutputExistsError, QuantizeCancelledError
+from quant.feedback import ErrorFeedback
 from quant.importance import Importance
 from quant.input_files import Bytes, InputFiles
 from quant.journal import Finished
@@ -88,11 +89,13 @@ class Quantizer:
         memory_bytes: int | None = None,
         importance: Importance | None = None,
         allocation: Allocation | None = None,
+        feedback: ErrorFeedback | None = None,
     ) -> None:
         """Plan the job; `source` is a GGUF file (any shard of a split one) or a Hugging Face folder.
 
-        `importance` (quant.importance) says which columns' errors count more; recipe "best-NAME"
-        takes its types from `allocation` (quant.allocation), measured before.  Recipe "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
+        `importance` (quant.importance) says which columns' errors count more, `feedback` (quant.feedback) lets errors make up
+        for each other; recipe "best-NAME" takes its types from `allocation` (quant.allocation), measured before.  Recipe
+        "auto": the best one whose output can be served within `memory_bytes`, None: of this machine now.
 
         Raises UnsupportedRecipeError, RequestError (threads, source and output the same), ModelFormatError,
         UnsupportedModelError, OutputExistsError, CannotCreateError, OSError for an unreadable source.
@@ -114,8 +117,9 @@ class Quantizer:
         check_target(self.output, force=True)
         inputs = [InputFile(path.name, path.stat().st_size) for path in self._inputs]
         self._importance = importance
+        self._feedback = feedback
         named = [overrides.describe(), *(one.describe() for one in adapters)]
-        measured = [one.describe() for one in (importance, allocation) if one is not None]
+        measured = [one.describe() for one in (importance, feedback, allocation) if one is not None]
         options = " ".join(filter(None, [*named, *measured]))
         self._manifest = begun(inputs, chosen.name, options, len(self.source.tensors))
         self.plan: QuantizePlan = plan_quantization(
@@ -153,7 +157,8 @@ class Quantizer:
                 return self._confirm(self._done, hashes, started)
             job = self._job_name()
             with PartialFile(self.output, self.plan.output_bytes, force=self.force, job=job) as partial:
-                work = _Work(self.plan, self.threads, files, hashes, partial, meter, self._importance)
+                known = self._importance, self._feedback
+                work = _Work(self.plan, self.threads, files, hashes, partial, meter, *known)
                 resumed = work.take_over(partial.resumable)
                 work.write(cancel)
                 files.check_unchanged()
@@ -254,6 +259,7 @@ class _Work:
         partial: PartialFile,
         meter: Meter,
         importance: Importance | None,
+        feedback: ErrorFeedback | None,
     ) -> None:
         self._plan = plan
         self._threads = threads
@@ -262,6 +268,7 @@ class _Work:
         self._partial = partial
         self._meter = meter
         self._importance = importance
+        self._feedback = feedback
         self._start = len(plan.header)  # of the data section
         self._todo = plan.tensors
         self._error = TensorError()
@@ -332,7 +339,7 @@ class _Work:
         """Read a chunk and, when it is its turn to compute, encode it and look at what that lost."""
         data = chunk.tensor.source.read(self._files, chunk.first, chunk.n_elements)
         with turns:
-            encoded = encode_chunk(chunk, data, threads, self._importance)
+            encoded = encode_chunk(chunk, data, threads, self._importance, self._feedback)
             return _Encoded(encoded, chunk_loss(chunk, data, encoded))
 
     def _chunks(self) -> Iterator[Chunk]:

@@ -179,6 +179,38 @@ def encoding_loss(
     out as in quantize_rows; ValueError as there.
     """
 
+# --- Error feedback of the quantizer (bind_feedback.cpp) -----------------------------------------------------------
+
+class FeedbackFactors:
+    """What the levels of a matrix are chosen by: the second moments of its input, damped and factorized."""
+
+    def __init__(self, moments: Floats, n_cols: int, n_seen: int, n_threads: int) -> None:
+        """moments (n_runs, 256, 256): sums of products of columns of `n_seen` inputs, on and above each diagonal; the last run
+        may be narrower than 256.  The same factors for every thread count.  ValueError for wrong shapes, n_cols that is not a
+        multiple of 32 and n_seen < 1.
+        """
+
+    @property
+    def n_cols(self) -> int: ...
+
+def feed_back(
+    source: NDArray[np.uint8],
+    source_type: int,
+    n_rows: int,
+    target_type: int,
+    out: NDArray[np.uint8],
+    factors: FeedbackFactors,
+    n_threads: int,
+    level: str | None = None,
+) -> None:
+    """Choose the levels of the blocks in `out` again, without the GIL: source and out as in quantize_rows.
+
+    The same bytes for every thread count and CPU level.  ValueError as there, and for a type without levels.
+    """
+
+def has_levels(type_id: int) -> bool:
+    """Say whether feed_back takes blocks of this type."""
+
 # --- Tokenizers (bind_tokenizer.cpp) ------------------------------------------------------------------------------
 # Texts are UTF-8 bytes (ValueError if not), ids are 0 to n_tokens - 1 (IndexError if not).
 
@@ -409,6 +441,17 @@ class Program:
 
     def input_statistics(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
         """Return (sum of squares of each column (n_in,), rows seen) of the input of each matrix that was multiplied."""
+
+    def collect_moments(self) -> dict[str, tuple[int, int]]:
+        """Collect inputs, and from keep_moments on also their products of columns, in runs of 256.
+
+        Gives (first run, number of runs) of each matrix but experts and the head; matrices of one input share their runs.
+        ValueError before finish.
+        """
+
+    def keep_moments(self, sums: Floats) -> None:
+        """Add to `sums` (n_runs, 256, 256) from now on, on and above each diagonal; ValueError for another shape."""
+
     def embed_step(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, page_starts: Int32, pages: Int32
     ) -> Floats:

@@ -104,6 +104,17 @@ class LoadedModel:
         """
         return self._running().input_statistics()
 
+    def collect_moments(self) -> dict[str, tuple[int, int]]:
+        """As collect_inputs, and with `keep_moments` sum products of input columns too, in runs of 256 columns.
+
+        Gives (first run, number of runs) of each matrix of which they are kept: not of experts, the embedding and the head.
+        """
+        return self._running().collect_moments()
+
+    def keep_moments(self, sums: NDArray[np.float32]) -> None:
+        """Add the products to `sums` (n_runs, 256, 256), zeros at first, on and above the diagonals; n_runs of all matrices."""
+        self._running().keep_moments(sums)
+
     def with_tensors_of(self, other: ModelFile) -> LoadedModel:
         """Return this model with the tensors of `other` in place of its own of these names; all else is shared.
 

@@ -14,7 +14,9 @@ from daemon.cli.compare import exceeds, measure_divergence, show
 from daemon.cli.scoring import read_text
 from quant.allocation import Allocation, allocate, base_of
 from quant.calibration_text import TEXT
+from quant.feedback import ErrorFeedback
 from quant.importance import Importance, collect, dataset_name, read_imatrix, write_imatrix
+from quant.moments import InputMoments
 from quant.perplexity import DEFAULT_CTX
 from quant.policy import Overrides
 from runtime.errors import RequestError
@@ -29,6 +31,8 @@ class Calibration:
     text: str | None  # --calibrate: BUILT_IN or the name of a file
     imatrix: Path | None
     save_imatrix: Path | None
+    feedback: bool  # not --no-error-feedback
+    folder: Path  # for what is too large for memory while the work goes on: the output's
     threads: int | None
     shows: bool  # False: for programs, nothing is told on the way
 
@@ -38,14 +42,23 @@ class Measured:
     """What is known of a model before it is quantized."""
 
     importance: Importance | None = None
+    feedback: ErrorFeedback | None = None
     allocation: Allocation | None = None
 
 
-def measure(source: Path, recipe: str, overrides: Overrides, options: Calibration) -> Measured:
+@contextlib.contextmanager
+def measured(source: Path, recipe: str, overrides: Overrides, options: Calibration) -> Iterator[Measured]:
     """Run a text through the model as the options and a recipe best-NAME ask for; it must be a GGUF file that quantd serves.
 
     Raises RequestError and what quant.importance and quant.allocation raise.
     """
+    with contextlib.ExitStack() as open_files:
+        yield _measure(source, recipe, overrides, options, open_files)
+
+
+def _measure(
+    source: Path, recipe: str, overrides: Overrides, options: Calibration, open_files: contextlib.ExitStack
+) -> Measured:
     if options.text is not None and options.imatrix is not None:
         raise RequestError("imatrix", "imatrix: give --calibrate or --imatrix, not both")
     base = base_of(recipe)
@@ -59,17 +72,19 @@ def measure(source: Path, recipe: str, overrides: Overrides, options: Calibratio
             "--imatrix",
         )
     words = TEXT if text in {None, BUILT_IN} else read_text(Path(text or ""))
-    importance = None
+    importance = feedback = None
     if options.imatrix is not None:
         importance = read_imatrix(options.imatrix)
     elif text is not None:
         dataset = BUILT_IN if text == BUILT_IN else dataset_name(text)
-        importance = collect(source, words, dataset=dataset, threads=options.threads)
+        moments = open_files.enter_context(InputMoments(options.folder)) if options.feedback else None
+        importance = collect(source, words, dataset=dataset, threads=options.threads, moments=moments)
+        feedback = ErrorFeedback(moments) if moments is not None else None
         click.echo(f"calibrated on {importance.n_tokens:,} tokens of {dataset}", err=True)
         if options.save_imatrix is not None:
             write_imatrix(options.save_imatrix, importance)
     if base is None:
-        return Measured(importance)
+        return Measured(importance, feedback)
     with _tensors_bar(shows=options.shows) as report:
         allocation = allocate(
             source,
@@ -77,6 +92,7 @@ def measure(source: Path, recipe: str, overrides: Overrides, options: Calibratio
             words,
             overrides=overrides,
             importance=importance,
+            feedback=feedback,
             threads=options.threads,
             on_progress=report,
         )
@@ -85,7 +101,7 @@ def measure(source: Path, recipe: str, overrides: Overrides, options: Calibratio
         f"{allocation.divergence:.5f}, with the types of {base.name} {allocation.divergence_of_recipe:.5f}",
         err=True,
     )
-    return Measured(importance, allocation)
+    return Measured(importance, feedback, allocation)
 
 
 @contextlib.contextmanager

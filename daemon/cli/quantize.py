@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from daemon.cli.calibration import BUILT_IN, Calibration, measure, verify_output
+from daemon.cli.calibration import BUILT_IN, Calibration, measured, verify_output
 from daemon.cli.quantize_plan import mib, show_plan
 from daemon.errors import to_api_error
 from daemon.sizes import parse_size
@@ -89,6 +89,11 @@ class _Command(click.Command):
     "a short text that comes with quantd.",
 )
 @click.option(
+    "--no-error-feedback",
+    is_flag=True,
+    help="With --calibrate: round every weight to its nearest level, without making up for the errors of others in the same row.",
+)
+@click.option(
     "--imatrix",
     type=click.Path(path_type=Path),
     help="Weigh errors by an imatrix file of llama.cpp (GGUF or .dat) instead.",
@@ -141,6 +146,7 @@ def command(  # noqa: PLR0917 - one parameter an option
     calibrate: str | None,
     imatrix: Path | None,
     save_imatrix: Path | None,
+    no_error_feedback: bool,
     verify_path: Path | None,
     max_increase: float | None,
     pure: bool,
@@ -186,13 +192,19 @@ def command(  # noqa: PLR0917 - one parameter an option
             attention_type=attention_type,
             tensor_types=tensor_types,
         )
-        with _stop_signals() as cancel:
-            measured = measure(
-                source,
-                recipe,
-                overrides,
-                Calibration(calibrate, imatrix, save_imatrix, threads, shows=not (as_json or progress_json)),
-            )
+        calibration = Calibration(
+            calibrate,
+            imatrix,
+            save_imatrix,
+            feedback=not no_error_feedback,
+            folder=output.parent,
+            threads=threads,
+            shows=not (as_json or progress_json),
+        )
+        with (
+            _stop_signals() as cancel,
+            measured(source, recipe, overrides, calibration) as known,
+        ):
             job = Quantizer(
                 source,
                 output,
@@ -203,8 +215,9 @@ def command(  # noqa: PLR0917 - one parameter an option
                 hash_inputs=not no_input_hashes,
                 adapters=[Adapter.parse(one) for one in adapters],
                 memory_bytes=_memory(memory, recipe),
-                importance=measured.importance,
-                allocation=measured.allocation,
+                importance=known.importance,
+                feedback=known.feedback,
+                allocation=known.allocation,
             )
             if job.choice is not None and not (as_json or progress_json):
                 click.echo(job.choice.explanation, err=True)

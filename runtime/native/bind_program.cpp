@@ -28,6 +28,7 @@ namespace {
 
 using Int32Array = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using LogitsArray = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MomentsArray = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using MaskArray = nb::ndarray<const uint32_t, nb::c_contig, nb::device::cpu>;
 
 // A new NumPy array that owns its memory, filled by fill(T*).
@@ -85,6 +86,8 @@ class BoundProgram {
                    const std::vector<nb::object>& samplers, const Int32Array& targets,
                    const std::optional<LogitsArray>& logits);
     nb::dict input_statistics() const;
+    nb::dict collect_moments();
+    void keep_moments(const MomentsArray& sums);
 
   private:
     static std::vector<Rope> ropes_of(const std::vector<std::pair<std::vector<double>, double>>& ropes) {
@@ -102,6 +105,7 @@ class BoundProgram {
     std::mutex in_step_;
     // The plan's arrays, copied before the check: another Python thread may write to the originals meanwhile.
     std::array<std::vector<int32_t>, 7> plan_;
+    std::optional<MomentsArray> moments_;  // keeps the memory alive that the program adds to
 };
 
 Tensor BoundProgram::tensor_of(const std::shared_ptr<GgufFile>& file, const std::string& name) const {
@@ -212,6 +216,29 @@ nb::dict BoundProgram::input_statistics() const {
             new_array<int64_t>({n_matrices}, [&](int64_t* out) { std::ranges::copy(n_rows, out); }));
     }
     return found;
+}
+
+nb::dict BoundProgram::collect_moments() {
+    const InputMoments& moments = program_.collect_moments();
+    nb::dict places;
+    for (size_t i = 0; i < program_.n_matrices(); ++i) {
+        const InputMoments::Place& place = moments.place(i);
+        if (place.first_run < 0) continue;
+        places[program_.matrix_at(i).name.c_str()] = nb::make_tuple(place.first_run, place.n_runs);
+    }
+    return places;
+}
+
+void BoundProgram::keep_moments(const MomentsArray& sums) {
+    const InputMoments* moments = program_.moments();
+    if (moments == nullptr) throw std::invalid_argument("moments are not being collected");
+    constexpr auto width = static_cast<size_t>(InputMoments::kColumns);
+    if (sums.shape(0) != static_cast<size_t>(moments->n_runs()) || sums.shape(1) != width ||
+        sums.shape(2) != width) {
+        throw std::invalid_argument("the moments take (" + std::to_string(moments->n_runs()) + ", 256, 256) floats");
+    }
+    moments_ = sums;
+    program_.keep_moments_in(moments_->data());
 }
 
 nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
@@ -417,7 +444,9 @@ void init_program(nb::module_& m) {
         .def("embed_step", &BoundProgram::embed, array("tokens"), array("positions"), array("seq_starts"),
              array("page_starts"), array("pages"))
         .def("collect_inputs", [](BoundProgram& self) { self.program().collect_inputs(); })
-        .def("input_statistics", &BoundProgram::input_statistics);
+        .def("input_statistics", &BoundProgram::input_statistics)
+        .def("collect_moments", &BoundProgram::collect_moments)
+        .def("keep_moments", &BoundProgram::keep_moments, array("sums"));
     bind_operations(program);
 }
 

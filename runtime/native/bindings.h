@@ -13,6 +13,8 @@ void init_kernels(nanobind::module_& m);
 void init_program(nanobind::module_& m);
 // Block encoders of the quantizer (kernels/quantize).
 void init_quantize(nanobind::module_& m);
+// Error feedback of the quantizer (feedback.h).
+void init_feedback(nanobind::module_& m);
 // Tokenizers and word splitting (tokenizer/tokenizer.h).
 void init_tokenizer(nanobind::module_& m);
 

@@ -10,5 +10,6 @@ NB_MODULE(_native, m) {
     quantd::init_kernels(m);
     quantd::init_program(m);
     quantd::init_quantize(m);
+    quantd::init_feedback(m);
     quantd::init_tokenizer(m);
 }

@@ -449,6 +449,25 @@ void Program::collect_inputs() {
     inputs_ = std::make_unique<InputStatistics>(shapes);
 }
 
+const InputMoments& Program::collect_moments() {
+    collect_inputs();
+    std::vector<InputMoments::Group> groups;
+    for (const Op& op : ops_) {
+        if (const auto* linear = std::get_if<LinearOp>(&op)) {
+            InputMoments::Group group{{}, buffer(linear->in).width};
+            for (const LinearTarget& target : linear->targets) {
+                group.matrices.push_back(static_cast<size_t>(target.weight));
+            }
+            groups.push_back(std::move(group));
+        } else if (const auto* gated = std::get_if<GatedLinearOp>(&op)) {
+            groups.push_back({{static_cast<size_t>(gated->gate), static_cast<size_t>(gated->up)},
+                              buffer(gated->in).width});
+        }
+    }
+    moments_ = std::make_unique<InputMoments>(matrices_.size(), groups);
+    return *moments_;
+}
+
 std::string Program::describe() const {
     std::string text;
     const auto name = [this](int index) { return buffers_[static_cast<size_t>(index)].name; };

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "input_moments.h"
 #include "input_statistics.h"
 #include "kernels.h"
 #include "readahead.h"
@@ -280,6 +281,11 @@ class Program {
     // From now on steps sum the squares of every matrix's input (calibration).  To be called after finish().
     void collect_inputs();
     const InputStatistics* inputs() const { return inputs_.get(); }  // nullptr: nothing is collected
+    // Also their products of columns, into (InputMoments::n_runs, 256, 256) zeros that the caller keeps and gives to
+    // keep_moments_in(); of those matrices that are neither experts nor the head.
+    const InputMoments& collect_moments();
+    void keep_moments_in(float* sums) { moments_->keep_in(sums); }
+    const InputMoments* moments() const { return moments_.get(); }  // nullptr: none are collected
     size_t n_matrices() const { return matrices_.size(); }
     const Tensor& matrix_at(size_t index) const { return matrices_.at(index); }
     std::string describe() const;  // one line per operation
@@ -455,6 +461,7 @@ class Program {
     std::vector<Segment> segments_;              // room for the widest LinearOp
     std::vector<ThreadScratch> threads_;         // (n_threads)
     std::unique_ptr<InputStatistics> inputs_;    // of matrices_; nullptr: nothing is collected
+    std::unique_ptr<InputMoments> moments_;      // of matrices_; nullptr: none are collected
 
     // The tail: what follows the keys and values of the last layer, computed only for rows whose logits are
     // wanted.

@@ -10,10 +10,7 @@
 #include <thread>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
+#include "float_mode.h"
 #include "kernels.h"
 #include "kernels/encode/encode.h"
 
@@ -67,25 +64,6 @@ namespace {
 // Elements of one task: the floats stay in the first-level cache.  A multiple of sixteen blocks of every
 // type.
 constexpr int64_t kTaskElements = 8192;
-
-// Subnormal numbers count: a library that switched flush-to-zero on in the calling thread must not change the
-// bytes.
-class DefaultFloatMode {
-  public:
-#if defined(__x86_64__)
-    DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-    ~DefaultFloatMode() { _mm_setcsr(saved_); }
-
-  private:
-    unsigned saved_;
-#elif defined(__aarch64__)
-    DefaultFloatMode() : saved_(__builtin_aarch64_get_fpcr()) { __builtin_aarch64_set_fpcr(0); }
-    ~DefaultFloatMode() { __builtin_aarch64_set_fpcr(saved_); }
-
-  private:
-    unsigned saved_;
-#endif
-};
 
 // The largest ratio of importances that the search works with; beyond it a column counts as unused.
 constexpr float kLeastImportance = 1e-6f;

@@ -219,7 +219,9 @@ void Program::prepare_rows() noexcept {
 }
 
 void Program::observe(int weight, const Buffer& in, int64_t n_rows) noexcept {
-    if (inputs_ != nullptr) inputs_->add(static_cast<size_t>(weight), 0, in.data, in.stride, n_rows);
+    const auto matrix = static_cast<size_t>(weight);
+    if (inputs_ != nullptr) inputs_->add(matrix, 0, in.data, in.stride, n_rows);
+    if (moments_ != nullptr) moments_->add(matrix, in.width, in.data, in.stride, n_rows, *pool_);
 }
 
 // The forms in which matmuls read this row, made once by whoever wrote it.

@@ -1,0 +1,3 @@
+#define QUANTD_ENCODE_VECTOR_FLOATS 16
+#define QUANTD_FEEDBACK_TABLE kAvx512Vnni
+#include "kernels/feedback/level.h"
