@@ -139,14 +139,17 @@ def compare(
     ctx: int = DEFAULT_CTX,
     chunks: int | None = None,
     step_rows: int = 256,
+    parse_special: bool = False,
     on_progress: Callable[[Divergence, int], None] | None = None,
 ) -> Divergence:
     """Run both models over the text; `chunks` limits how much of it, `on_progress` gets the result so far and the chunks in all.
 
+    `parse_special` reads the names of control tokens in the text as these tokens.
+
     Raises RequestError for models of different vocabularies and for a text of less than two chunks,
     NonFiniteLogitsError, and what LoadedModel.step raises.
     """
-    tokens = _tokens(original, quantized, text, ctx, chunks)
+    tokens = _tokens(original, quantized, text, ctx, chunks, parse_special=parse_special)
     bos = original.tokenizer.bos_id if original.tokenizer.add_bos else None
     n_chunks = min(len(tokens) // ctx, chunks or len(tokens))
     if n_chunks * ctx > MAX_POSITIONS:
@@ -181,14 +184,23 @@ def compare(
 
 
 def _tokens(
-    original: ComparedModel, quantized: ComparedModel, text: str, ctx: int, chunks: int | None
+    original: ComparedModel,
+    quantized: ComparedModel,
+    text: str,
+    ctx: int,
+    chunks: int | None,
+    *,
+    parse_special: bool,
 ) -> list[int]:
     if ctx < MIN_CTX:
         raise RequestError("ctx", f"ctx must be at least {MIN_CTX}, not {ctx}")
     if chunks is not None and chunks < 1:
         raise RequestError("chunks", f"chunks must be at least 1, not {chunks}")
-    tokens = original.tokenizer.encode(text, add_special=True)
-    if original.n_vocab != quantized.n_vocab or tokens != quantized.tokenizer.encode(text, add_special=True):
+    tokens, others = (
+        model.tokenizer.encode(text, add_special=True, parse_special=parse_special)
+        for model in (original, quantized)
+    )
+    if original.n_vocab != quantized.n_vocab or tokens != others:
         raise RequestError(
             "quantized", "the two models split the text into different tokens; compare files of one model"
         )

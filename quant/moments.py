@@ -87,7 +87,9 @@ class InputMoments:
         for name, place in sorted(self._places.items()):
             digest.update(f"{name} {place} {self.n_seen(name)}\n".encode())
         for start in range(0, len(self._sums), _HASHED_AT_ONCE):
-            digest.update(np.asarray(self._sums[start : start + _HASHED_AT_ONCE]).astype("<f4", copy=False).data)
+            digest.update(
+                np.asarray(self._sums[start : start + _HASHED_AT_ONCE]).astype("<f4", copy=False).data
+            )
         return f"error-feedback={digest.hexdigest()[:16]}"
 
     def close(self) -> None:

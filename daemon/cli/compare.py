@@ -40,6 +40,7 @@ def command(
     ctx: int,
     chunks: int | None,
     threads: int | None,
+    parse_special: bool,
     max_increase: float | None,
     picture_path: Path | None,
     as_json: bool,
@@ -55,7 +56,13 @@ def command(
       quantd compare model-f16.gguf model-q4.gguf --file sample.txt --picture loss.svg
     """
     result = measure_divergence(
-        original, quantized, read_text(text_path), ctx=ctx, chunks=chunks, threads=threads
+        original,
+        quantized,
+        read_text(text_path),
+        ctx=ctx,
+        chunks=chunks,
+        threads=threads,
+        parse_special=parse_special,
     )
     if picture_path is not None:
         losses = tensor_losses(ModelFile.open(original), ModelFile.open(quantized))
@@ -68,7 +75,14 @@ def command(
 
 
 def measure_divergence(
-    original: Path, quantized: Path, text: str, *, ctx: int, chunks: int | None, threads: int | None
+    original: Path,
+    quantized: Path,
+    text: str,
+    *,
+    ctx: int,
+    chunks: int | None,
+    threads: int | None,
+    parse_special: bool = False,
 ) -> Divergence:
     """Load both models and compare them, with a bar on a terminal."""
     step_rows = min(ctx, MAX_STEP_ROWS)
@@ -83,6 +97,7 @@ def measure_divergence(
             ctx=ctx,
             chunks=chunks,
             step_rows=step_rows,
+            parse_special=parse_special,
             on_progress=lambda so_far, total: bar(so_far.chunks, total, f"KL {so_far.kl_mean:.5f}"),
         )
 

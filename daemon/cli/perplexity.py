@@ -16,11 +16,6 @@ MAX_STEP_ROWS = 512
 @click.command("perplexity")
 @click.argument("model", type=click.Path(path_type=Path))
 @text_options
-@click.option(
-    "--parse-special",
-    is_flag=True,
-    help="Read names of control tokens in the text, such as <|im_end|>, as these tokens; llama-perplexity does not.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: perplexity, stderr, chunks.")
 def command(
     model: Path,

@@ -32,11 +32,16 @@ _OPTIONS = (
     click.option(
         "--threads", type=click.IntRange(1, 256), help="Threads to use [default: the usable cores]."
     ),
+    click.option(
+        "--parse-special",
+        is_flag=True,
+        help="Read names of control tokens in the text, such as <|im_end|>, as these tokens; llama-perplexity does not.",
+    ),
 )
 
 
 def text_options(function: _Function) -> _Function:
-    """Add --file, --ctx, --chunks and --threads to a command."""
+    """Add --file, --ctx, --chunks, --threads and --parse-special to a command."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

@@ -124,7 +124,7 @@ def speed(model: Path, recipes: list[str], arguments: argparse.Namespace) -> Non
 
 def quality(model: Path, recipes: list[str], arguments: argparse.Namespace) -> None:
     """Error, perplexity and divergence of each recipe: both programs without importance, with that of the calibration text,
-    and the recipe best-NAME.
+    ours with error feedback too, and the recipe best-NAME.
     """
     llama, text = arguments.llama_cpp, str(arguments.calibration)
     imatrix = OUT / "theirs-imatrix.gguf"
@@ -156,6 +156,7 @@ def quality(model: Path, recipes: list[str], arguments: argparse.Namespace) -> N
 
 def _quality_of(model: Path, output: Path, imatrix: Path, arguments: argparse.Namespace) -> list[str]:
     command = [str(QUANTD), "compare", str(model), str(output), "--file", str(arguments.text), "--json"]
+    command += ["--parse-special", *(["--chunks", str(arguments.chunks)] if arguments.chunks else [])]
     facts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     losses = tensor_losses(ModelFile.open(model), ModelFile.open(output), read_imatrix(imatrix))
     n_elements = sum(one.n_elements for one in losses)
@@ -189,6 +190,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--text", type=Path, default=DEMO.parent / "heldout.txt")
+    parser.add_argument("--chunks", type=int, help="of --text; all of them otherwise")
     parser.add_argument("--calibration", type=Path, help="a text of the same kind, none of it in --text")
     arguments = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)

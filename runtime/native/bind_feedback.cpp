@@ -27,7 +27,8 @@ void check_threads(int n_threads) {
     if (n_threads < 1 || n_threads > kMaxThreads) throw std::invalid_argument("n_threads must be 1 to 1024");
 }
 
-void make_factors(FeedbackFactors* self, const Moments& moments, int64_t n_cols, int64_t n_seen, int n_threads) {
+void make_factors(FeedbackFactors* self, const Moments& moments, int64_t n_cols, int64_t n_seen,
+                  int n_threads) {
     check_threads(n_threads);
     constexpr auto width = static_cast<size_t>(InputMoments::kColumns);
     if (n_cols < 1 || n_cols > kMaxColumns) throw std::invalid_argument("n_cols must be 1 to 2^30");
@@ -59,14 +60,9 @@ void feed_back_checked(const SourceBytes& source, uint32_t source_type, int64_t 
     check_threads(n_threads);
     check_size("source", source.size(), type_traits(source_type), n_rows, factors.n_cols());
     check_size("out", out.size(), type_traits(target_type), n_rows, factors.n_cols());
-    const QuantizeRows job{source.data(),
-                           static_cast<Type>(source_type),
-                           n_rows,
-                           factors.n_cols(),
-                           static_cast<Type>(target_type),
-                           out.data(),
-                           n_threads,
-                           level ? level->c_str() : nullptr};
+    const QuantizeRows job{source.data(),    static_cast<Type>(source_type),  n_rows,
+                           factors.n_cols(), static_cast<Type>(target_type),  out.data(),
+                           n_threads,        level ? level->c_str() : nullptr};
     nb::gil_scoped_release unlocked;
     feed_back(job, factors);
 }

@@ -235,7 +235,8 @@ void BoundProgram::keep_moments(const MomentsArray& sums) {
     constexpr auto width = static_cast<size_t>(InputMoments::kColumns);
     if (sums.shape(0) != static_cast<size_t>(moments->n_runs()) || sums.shape(1) != width ||
         sums.shape(2) != width) {
-        throw std::invalid_argument("the moments take (" + std::to_string(moments->n_runs()) + ", 256, 256) floats");
+        throw std::invalid_argument("the moments take (" + std::to_string(moments->n_runs()) +
+                                    ", 256, 256) floats");
     }
     moments_ = sums;
     program_.keep_moments_in(moments_->data());

@@ -12,13 +12,13 @@ namespace {
 // How the elements of a block share bytes.
 enum class Pattern {
     kNone,
-    kHalves,       // of 32: nibble j and j + 16 in byte j
-    kHalvesOf32,   // the same for each 32 elements
-    kPairs,        // of 64: nibble l and l + 32 in byte l
-    kLowAndHigh,   // of 128: nibble l and l + 64 in byte l
-    kBitPairs,     // of 128: two bits of l, l + 32, l + 64 and l + 96 in byte l
-    kBits,         // bit i in its place
-    kBitsOf32,     // bit i / 32 of byte i % 32
+    kHalves,      // of 32: nibble j and j + 16 in byte j
+    kHalvesOf32,  // the same for each 32 elements
+    kPairs,       // of 64: nibble l and l + 32 in byte l
+    kLowAndHigh,  // of 128: nibble l and l + 64 in byte l
+    kBitPairs,    // of 128: two bits of l, l + 32, l + 64 and l + 96 in byte l
+    kBits,        // bit i in its place
+    kBitsOf32,    // bit i / 32 of byte i % 32
 };
 struct Field {
     Pattern pattern = Pattern::kNone;
@@ -204,11 +204,13 @@ void write_levels(Type type, const uint8_t* q, uint8_t* block) {
     const auto [low, high] = layout_of(type);
     const auto n = static_cast<size_t>(type_traits(type).block_elements);
     const auto put = [block](const Place& at, int mask, int value) {
-        block[at.byte] = static_cast<uint8_t>((block[at.byte] & ~(mask << at.shift)) | ((value & mask) << at.shift));
+        block[at.byte] =
+            static_cast<uint8_t>((block[at.byte] & ~(mask << at.shift)) | ((value & mask) << at.shift));
     };
     for (size_t i = 0; i < n; ++i) {
         put(place_of(low, i), mask_of(low), q[i]);
-        put(place_of(high, i), mask_of(high), q[i] >> low.bits);  // a type without keeps byte 0: nothing is masked
+        put(place_of(high, i), mask_of(high),
+            q[i] >> low.bits);  // a type without keeps byte 0: nothing is masked
     }
 }
 

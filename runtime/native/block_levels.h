@@ -1,5 +1,5 @@
-// The levels (quantized integers) inside encoded blocks, and what each decodes to: for work on blocks that keeps
-// their scales.
+// The levels (quantized integers) inside encoded blocks, and what each decodes to: for work on blocks that
+// keeps their scales.
 #pragma once
 
 #include <cstdint>

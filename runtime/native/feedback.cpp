@@ -36,7 +36,8 @@ using feedback::kRows;
 
 // Added to the diagonal, as a share of its mean: columns that the text hardly used stay near their weights.
 constexpr double kDamping = 0.01;
-// Off the diagonal moments shrink by n_seen / (n_seen + kPriorInputs): estimated from few inputs they are too large.
+// Off the diagonal moments shrink by n_seen / (n_seen + kPriorInputs): estimated from few inputs they are too
+// large.
 constexpr double kPriorInputs = 1000.0;
 
 // body(task) for all tasks on n_threads threads.
@@ -54,8 +55,8 @@ void on_threads(int64_t n_tasks, int n_threads, const Body& body) {
     work();
 }
 
-// Row k of `lower` (n, n), columns up to k, becomes that of L where matrix = L^T L: from the last row up, so that L^T
-// is the upper triangular factor of the columns in their order.
+// Row k of `lower` (n, n), columns up to k, becomes that of L where matrix = L^T L: from the last row up, so
+// that L^T is the upper triangular factor of the columns in their order.
 void factorize(std::vector<double>& lower, size_t n) {
     for (size_t k = n; k-- > 0;) {
         double* row = lower.data() + k * n;
@@ -182,7 +183,8 @@ void feed_back(const QuantizeRows& job, const FeedbackFactors& factors) {
         throw std::invalid_argument(std::string("no levels to choose in type ") +
                                     type_traits(job.target_type).name);
     }
-    if (factors.n_cols() != job.n_cols) throw std::invalid_argument("the factors are of rows of another length");
+    if (factors.n_cols() != job.n_cols)
+        throw std::invalid_argument("the factors are of rows of another length");
     const int64_t row_tasks = (job.n_rows + kRows - 1) / kRows;
     // All rows of a run one after the other: its matrices stay in the cache.
     on_threads(static_cast<int64_t>(factors.runs().size()) * row_tasks, job.n_threads, [&](int64_t task) {

@@ -1,5 +1,5 @@
-// Error feedback over the rows of a tensor whose blocks are encoded: their levels are chosen again, so that what the
-// tensor's product with the calibration text's inputs loses becomes smaller.  Scales stay.
+// Error feedback over the rows of a tensor whose blocks are encoded: their levels are chosen again, so that
+// what the tensor's product with the calibration text's inputs loses becomes smaller.  Scales stay.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,11 @@ namespace quantd {
 // What the levels of one matrix are chosen by: the second moments of its input, within runs of 256 columns.
 class FeedbackFactors {
   public:
-    // moments (n_runs, 256, 256): sums of products of columns of `n_seen` inputs, on and above the diagonal; the rest
-    // is not read.  n_runs is n_cols / 256, rounded up.  The moments of fewer inputs are drawn nearer to their
-    // diagonal.  A run whose moments are zero or not finite is left as encoded.
-    // The same bits for every thread count and level.  Throws std::invalid_argument for n_cols that is not a multiple
-    // of 32 and for n_seen < 1.
+    // moments (n_runs, 256, 256): sums of products of columns of `n_seen` inputs, on and above the diagonal;
+    // the rest is not read.  n_runs is n_cols / 256, rounded up.  The moments of fewer inputs are drawn
+    // nearer to their diagonal.  A run whose moments are zero or not finite is left as encoded. The same bits
+    // for every thread count and level.  Throws std::invalid_argument for n_cols that is not a multiple of 32
+    // and for n_seen < 1.
     FeedbackFactors(const float* moments, int64_t n_cols, int64_t n_seen, int n_threads);
 
     struct Run {
@@ -35,9 +35,9 @@ class FeedbackFactors {
     std::vector<Run> runs_;
 };
 
-// Chooses the levels of job.out, the blocks that quantize_rows made, again.  The same bytes for every thread count and
-// level.  job.importance is not used.  Throws std::invalid_argument as quantize_rows does, for a type without levels and
-// for factors of another width.
+// Chooses the levels of job.out, the blocks that quantize_rows made, again.  The same bytes for every thread
+// count and level.  job.importance is not used.  Throws std::invalid_argument as quantize_rows does, for a
+// type without levels and for factors of another width.
 void feed_back(const QuantizeRows& job, const FeedbackFactors& factors);
 
 }  // namespace quantd

@@ -16,7 +16,8 @@ InputMoments::InputMoments(size_t n_matrices, const std::vector<Group>& groups) 
         const int64_t n_runs = (group.n_columns + kColumns - 1) / kColumns;
         bool adds = true;
         for (const size_t matrix : group.matrices) {
-            if (places_.at(matrix).first_run >= 0) continue;  // a matrix that is used twice: its first input counts
+            if (places_.at(matrix).first_run >= 0)
+                continue;  // a matrix that is used twice: its first input counts
             places_[matrix] = {n_runs_, n_runs, adds};
             adds = false;
         }
@@ -34,7 +35,8 @@ void InputMoments::add(size_t matrix, int64_t n_columns, const float* rows, int6
         for (int64_t task = begin; task < end; ++task) {
             const int64_t run = task / kStripes, first = task % kStripes * kStripe;
             const int64_t n = std::min(kColumns, n_columns - run * kColumns);
-            functions.add_products(rows + run * kColumns, stride, n_rows, n, first, std::min(first + kStripe, n),
+            functions.add_products(rows + run * kColumns, stride, n_rows, n, first,
+                                   std::min(first + kStripe, n),
                                    sums_ + (place.first_run + run) * kColumns * kColumns);
         }
     });

@@ -281,8 +281,8 @@ class Program {
     // From now on steps sum the squares of every matrix's input (calibration).  To be called after finish().
     void collect_inputs();
     const InputStatistics* inputs() const { return inputs_.get(); }  // nullptr: nothing is collected
-    // Also their products of columns, into (InputMoments::n_runs, 256, 256) zeros that the caller keeps and gives to
-    // keep_moments_in(); of those matrices that are neither experts nor the head.
+    // Also their products of columns, into (InputMoments::n_runs, 256, 256) zeros that the caller keeps and
+    // gives to keep_moments_in(); of those matrices that are neither experts nor the head.
     const InputMoments& collect_moments();
     void keep_moments_in(float* sums) { moments_->keep_in(sums); }
     const InputMoments* moments() const { return moments_.get(); }  // nullptr: none are collected

@@ -22,7 +22,14 @@ def imatrix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imatrix")
     text = folder / "text.txt"
     text.write_text((DEMO.parent / "heldout.txt").read_text(encoding="utf-8")[:1200], encoding="utf-8")
-    arguments = ["quantize", str(DEMO), str(folder / "q4.gguf"), "--calibrate", str(text)]
+    arguments = [
+        "quantize",
+        str(DEMO),
+        str(folder / "q4.gguf"),
+        "--calibrate",
+        str(text),
+        "--no-error-feedback",
+    ]
     assert run([*arguments, "--save-imatrix", str(folder / "imatrix.gguf"), "--threads", "2"]) == 0
     return folder
 

@@ -1,5 +1,5 @@
-// Error feedback on exact-size buffers: levels are read and written where the decoder sees them, what is chosen loses
-// less, and it is the same at every CPU level and thread count.
+// Error feedback on exact-size buffers: levels are read and written where the decoder sees them, what is
+// chosen loses less, and it is the same at every CPU level and thread count.
 #include "feedback.h"
 
 #include <cmath>
@@ -60,7 +60,9 @@ double loss(const std::vector<float>& x, const std::vector<float>& y, int64_t n_
     for (size_t row = 0; row < x.size() / width; ++row) {
         for (size_t j = 0; j < width; ++j) {
             for (size_t k = j; k < width && k / kColumns == j / kColumns; ++k) {
-                const auto e = [&](size_t i) { return static_cast<double>(y[row * width + i] - x[row * width + i]); };
+                const auto e = [&](size_t i) {
+                    return static_cast<double>(y[row * width + i] - x[row * width + i]);
+                };
                 const auto sum = static_cast<double>(
                     sums[(j / kColumns * kColumns + j % kColumns) * kColumns + k % kColumns]);
                 total += (j == k ? 1.0 : 2.0) * e(j) * e(k) * sum;
@@ -140,7 +142,8 @@ void test_less_is_lost_and_the_bytes_are_the_same() {
         for (const char* const* level = available_levels(); *level != nullptr; ++level) {
             for (const int n_threads : {1, 3}) {
                 std::vector<uint8_t> out = rows.blocks;
-                feed_back(rows.job(out, n_threads, *level), FeedbackFactors(sums.data(), n_cols, 2000, n_threads));
+                feed_back(rows.job(out, n_threads, *level),
+                          FeedbackFactors(sums.data(), n_cols, 2000, n_threads));
                 if (expected.empty()) expected = out;
                 CHECK(out == expected);
             }
@@ -194,7 +197,8 @@ void test_moments_are_sums_of_products() {
         ThreadPool pool(n_threads);
         InputMoments moments(4, {{{0, 2}, kWidth}, {{1}, 40}, {{2}, kWidth}, {{3}, kWidth}});
         CHECK(moments.n_runs() == 4);
-        CHECK(moments.place(0).first_run == 0 && moments.place(2).first_run == 0 && moments.place(3).first_run == 2);
+        CHECK(moments.place(0).first_run == 0 && moments.place(2).first_run == 0 &&
+              moments.place(3).first_run == 2);
         CHECK(moments.place(1).first_run == -1);  // 40 columns are no multiple of 32
         std::vector<float> sums(4 * kColumns * kColumns, 0.0f);
         moments.keep_in(sums.data());

@@ -64,8 +64,8 @@ class QuantizeRequest(_message.Message):
     no_input_hashes: _builtins.bool
     """Do not hash the inputs: saves a second read of them, but published checksums are not compared. Default: false."""
     calibrate: _builtins.bool
-    """Weigh errors by what each column is multiplied with while a text runs through the source, a GGUF file that quantd serves.
-    A recipe "best-NAME" always does. Default: false.
+    """Weigh errors by what each column is multiplied with while a text runs through the source, a GGUF file that quantd serves,
+    and let those of a row make up for each other. A recipe "best-NAME" always does. Default: false.
     """
     calibration_text: _builtins.str
     """The text of calibrate, at most 262144 bytes of UTF-8. Empty: a short one that comes with quantd."""

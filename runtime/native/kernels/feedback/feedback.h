@@ -1,9 +1,10 @@
-// Error feedback of the quantizer: the levels of 256 weights of a row chosen one after the other, each making up
-// for what rounding those before it did to the row's product with the calibration text's inputs.
+// Error feedback of the quantizer: the levels of 256 weights of a row chosen one after the other, each making
+// up for what rounding those before it did to the row's product with the calibration text's inputs.
 //
-// Every level compiles the same source (level.h).  All arithmetic is elementwise over sixteen rows, or over the
-// columns of a sum, in a written order and without contraction, so every level gives the same levels.  Source: GPTQ (Frantar et al. 2022) in the
-// form of LDLQ (Chee et al. 2023), then coordinate descent on the same error.
+// Every level compiles the same source (level.h).  All arithmetic is elementwise over sixteen rows, or over
+// the columns of a sum, in a written order and without contraction, so every level gives the same levels.
+// Source: GPTQ (Frantar et al. 2022) in the form of LDLQ (Chee et al. 2023), then coordinate descent on the
+// same error.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct Run {
     const float* offset;  // (n, kRows)
     const int8_t* book;   // (n_levels), rising; nullptr: level(q) = q
     int n_levels;
-    // The error is e^T moments e, e the decoded weights minus x; moments = R diag(pivots) R^T, R upper triangular
-    // with ones on the diagonal and `feedback` above it.
+    // The error is e^T moments e, e the decoded weights minus x; moments = R diag(pivots) R^T, R upper
+    // triangular with ones on the diagonal and `feedback` above it.
     const float* moments;           // (kColumns, kColumns)
     const float* inverse_diagonal;  // (kColumns) of moments
     const float* feedback;          // (kColumns, kColumns)
@@ -34,10 +35,10 @@ struct Run {
 struct Functions {
     void (*choose)(const Run& run);
 
-    // sums (kColumns, kColumns): row j, columns k >= j, j in [first, last), gains the products of columns j and k
-    // of rows (n_rows, stride); n columns, a multiple of 32.
-    void (*add_products)(const float* rows, int64_t stride, int64_t n_rows, int64_t n, int64_t first, int64_t last,
-                         float* sums);
+    // sums (kColumns, kColumns): row j, columns k >= j, j in [first, last), gains the products of columns j
+    // and k of rows (n_rows, stride); n columns, a multiple of 32.
+    void (*add_products)(const float* rows, int64_t stride, int64_t n_rows, int64_t n, int64_t first,
+                         int64_t last, float* sums);
 };
 
 extern const Functions kScalar;

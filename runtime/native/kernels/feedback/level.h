@@ -38,10 +38,11 @@ QUANTD_INLINE bool any_nonzero(const Lanes& a) {
     return any != 0;
 }
 
-// What the errors of two columns do to columns [first, n): to[i] += factors[i] * error, of the one and of the other.  Two at
-// once: the sums are loaded and stored half as often.
+// What the errors of two columns do to columns [first, n): to[i] += factors[i] * error, of the one and of the
+// other.  Two at once: the sums are loaded and stored half as often.
 QUANTD_PASS void add_errors(Lanes* __restrict to, const float* __restrict factors, const Lanes& error,
-                            const float* __restrict next_factors, const Lanes& next_error, int64_t first, int64_t n) {
+                            const float* __restrict next_factors, const Lanes& next_error, int64_t first,
+                            int64_t n) {
     const Lanes one = error, other = next_error;
     for (int64_t i = first; i < n; ++i) to[i] = to[i] + all(factors[i]) * one + all(next_factors[i]) * other;
 }
@@ -90,9 +91,11 @@ struct Choice {
     Lanes error;
 };
 
-// Chooses the columns in turn by choose_level(j, weights plus what the errors before them ask for), and sums the error.
+// Chooses the columns in turn by choose_level(j, weights plus what the errors before them ask for), and sums
+// the error.
 template <typename ChooseLevel>
-QUANTD_INLINE void carry_errors(const Run& run, Lanes* carried, Choice& choice, const ChooseLevel& choose_level) {
+QUANTD_INLINE void carry_errors(const Run& run, Lanes* carried, Choice& choice,
+                                const ChooseLevel& choose_level) {
     choice.error = all(0.0f);
     for (int64_t j = 0; j < run.n; ++j) carried[j] = all(0.0f);
     const auto choose_column = [&](int64_t j, const Lanes& asked) QUANTD_LAMBDA_INLINE {
