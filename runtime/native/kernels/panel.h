@@ -313,9 +313,10 @@ void run_panel(const MatmulArgs& args, int64_t begin, int64_t end, int64_t first
     const int64_t n_panels = (end - begin + 2 * kLanes - 1) / (2 * kLanes) * 2;
     const int64_t n_tiles = (n + kTileRows - 1) / kTileRows;
     const int64_t n_blocks = Kernel::n_blocks(args.n_in);
+    Rows rows[Kernel::kPanelRows / kLanes];
+    for (int64_t p = 0; p < n_panels; ++p) rows[p] = rows_from(args, begin + p * kLanes, 1, end);
     for (int64_t at = 0; at < n_blocks; ++at) {
-        for (int64_t p = 0; p < n_panels; ++p)
-            Kernel::unpack(rows_from(args, begin + p * kLanes, 1, end), at, args.n_in, panels + p);
+        for (int64_t p = 0; p < n_panels; ++p) Kernel::unpack(rows[p], at, args.n_in, panels + p);
         const uint8_t* next_block =
             args.weight + begin * args.row_bytes +
             offset_ahead(at, 1, n_blocks, Kernel::kBlockBytes, n_panels * kLanes * args.row_bytes);
