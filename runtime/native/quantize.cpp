@@ -61,9 +61,9 @@ const Encoders& encoders_for(const char* level) {
 
 namespace {
 
-// Elements of one task: the floats stay in the first-level cache.  A multiple of sixteen blocks of every
-// type.
-constexpr int64_t kTaskElements = 8192;
+// Elements of one task: the floats, and what the search makes of them, stay in the first-level cache.  A
+// multiple of sixteen blocks of every type without super-blocks, and of four super-blocks.
+constexpr int64_t kTaskElements = 2048;
 
 // The largest ratio of importances that the search works with; beyond it a column counts as unused.
 constexpr float kLeastImportance = 1e-6f;
@@ -146,17 +146,27 @@ LoadFn loader_of(const encode::Encoders& encoders, Type source_type) {
 
 constexpr int kLossLanes = 8;
 
-// Adds the squares of n differences x - y, and of n values x, to the lanes (kLossLanes) of each sum.
-void add_loss(const float* x, const float* y, int64_t n, double* lost, double* whole) {
-    for (int64_t i = 0; i < n; i += kLossLanes) {
-        const auto live = static_cast<int>(std::min<int64_t>(kLossLanes, n - i));
-        for (int lane = 0; lane < live; ++lane) {
-            const auto value = static_cast<double>(x[i + lane]);
-            const double difference = value - static_cast<double>(y[i + lane]);
-            lost[lane] += difference * difference;
-            whole[lane] += value * value;
-        }
+// Adds the squares of the differences x - y of `live` lanes, and of the values x, to the lanes (kLossLanes)
+// of each sum.
+inline void add_lanes(const float* x, const float* y, int live, double* lost, double* whole) {
+    for (int lane = 0; lane < live; ++lane) {
+        const auto value = static_cast<double>(x[lane]);
+        const double difference = value - static_cast<double>(y[lane]);
+        lost[lane] += difference * difference;
+        whole[lane] += value * value;
     }
+}
+
+// The same of n values, one lane after the other.
+void add_loss(const float* x, const float* y, int64_t n, double* lost_sums, double* whole_sums) {
+    double lost[kLossLanes], whole[kLossLanes];  // in registers: nothing else points to them
+    std::copy_n(lost_sums, kLossLanes, lost);
+    std::copy_n(whole_sums, kLossLanes, whole);
+    int64_t i = 0;
+    for (; i + kLossLanes <= n; i += kLossLanes) add_lanes(x + i, y + i, kLossLanes, lost, whole);
+    add_lanes(x + i, y + i, static_cast<int>(n - i), lost, whole);
+    std::copy_n(lost, kLossLanes, lost_sums);
+    std::copy_n(whole, kLossLanes, whole_sums);
 }
 
 }  // namespace

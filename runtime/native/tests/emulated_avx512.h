@@ -105,6 +105,18 @@ __m512i sub_epi32(__m512i a, __m512i b) {
 __m512i mullo_epi32(__m512i a, __m512i b) {
     return map<uint32_t>(a, b, [](uint32_t x, uint32_t y) { return x * y; });
 }
+__m512i mullo_epi16(__m512i a, __m512i b) {
+    return map<int16_t>(a, b, [](int16_t x, int16_t y) { return int32_t{x} * y; });
+}
+__m512i mulhrs_epi16(__m512i a, __m512i b) {
+    return map<int16_t>(a, b, [](int16_t x, int16_t y) { return (int32_t{x} * y + 0x4000) >> 15; });
+}
+__m512i min_epi16(__m512i a, __m512i b) {
+    return map<int16_t>(a, b, [](int16_t x, int16_t y) { return x < y ? x : y; });
+}
+__m512i max_epi16(__m512i a, __m512i b) {
+    return map<int16_t>(a, b, [](int16_t x, int16_t y) { return x > y ? x : y; });
+}
 __m512i max_epu32(__m512i a, __m512i b) {
     return map<uint32_t>(a, b, [](uint32_t x, uint32_t y) { return x > y ? x : y; });
 }
@@ -215,6 +227,7 @@ __m512i dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
     for (int i = 0; i < 32; ++i) r.at[i / 2] += uint32_t(int32_t{x.at[i]} * y.at[i]);
     return whole(r);
 }
+__m512i madd_epi16(__m512i a, __m512i b) { return dpwssd_epi32(whole(Lanes<uint32_t>{}), a, b); }
 __m512i cvtepu8_epi32(__m128i a) { return widen<uint8_t, int32_t>(a); }
 __m512i cvtepu16_epi32(__m256i a) { return widen<uint16_t, int32_t>(a); }
 __m128i cvtepi32_epi8(__m512i a) {
@@ -383,16 +396,21 @@ __m512 castsi512_ps(__m512i a) { return (__m512)a; }
 #define _mm512_inserti64x4 quantd_emulated::inserti64x4
 #define _mm512_loadu_ps quantd_emulated::loadu_ps
 #define _mm512_loadu_si512 quantd_emulated::loadu_si512
+#define _mm512_madd_epi16 quantd_emulated::madd_epi16
 #define _mm512_mask_add_epi8 quantd_emulated::mask_add_epi8
 #define _mm512_mask_mov_epi32 quantd_emulated::mask_mov_epi32
 #define _mm512_mask_storeu_ps quantd_emulated::mask_storeu_ps
 #define _mm512_maskz_cvtps_epi32 quantd_emulated::maskz_cvtps_epi32
 #define _mm512_maskz_loadu_ps quantd_emulated::maskz_loadu_ps
 #define _mm512_maskz_permutexvar_epi16 quantd_emulated::maskz_permutexvar_epi16
+#define _mm512_max_epi16 quantd_emulated::max_epi16
 #define _mm512_max_epu32 quantd_emulated::max_epu32
 #define _mm512_max_ps quantd_emulated::max_ps
+#define _mm512_min_epi16 quantd_emulated::min_epi16
 #define _mm512_min_ps quantd_emulated::min_ps
 #define _mm512_mul_ps quantd_emulated::mul_ps
+#define _mm512_mulhrs_epi16 quantd_emulated::mulhrs_epi16
+#define _mm512_mullo_epi16 quantd_emulated::mullo_epi16
 #define _mm512_mullo_epi32 quantd_emulated::mullo_epi32
 #define _mm512_or_si512 quantd_emulated::or_si512
 #define _mm512_permutexvar_epi64 quantd_emulated::permutexvar_epi64

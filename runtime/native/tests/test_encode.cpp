@@ -20,7 +20,7 @@ namespace {
 constexpr Type kTargets[] = {Type::F32,  Type::F16,    Type::BF16,   Type::Q4_0, Type::Q4_1, Type::Q5_0,
                              Type::Q5_1, Type::Q8_0,   Type::Q2_K,   Type::Q3_K, Type::Q4_K, Type::Q5_K,
                              Type::Q6_K, Type::IQ4_NL, Type::IQ4_XS, Type::MXFP4};
-constexpr int kKinds = 7;
+constexpr int kKinds = 8;
 
 // One row of n floats of the given kind.
 std::vector<float> make_row(int kind, int64_t n, std::mt19937& rng) {
@@ -46,6 +46,9 @@ std::vector<float> make_row(int kind, int64_t n, std::mt19937& rng) {
             case 5:
                 x = 1e-6f * normal(rng);
                 break;  // subnormal f16 scales
+            case 6:
+                x = -3.0f + 1e-3f * normal(rng);
+                break;  // a range that is small beside the minimum
             default:
                 x = std::fabs(normal(rng));
                 break;  // one sign only

@@ -44,36 +44,81 @@ QUANTD_INLINE void consider(const Sub<N>& sub, const QSums& sums, Best& best) {
     best.gain = select(better, gain, best.gain);
 }
 
-// q = round(x * inverse) over x that begin at 0: nothing lies below it.
-template <int kMaxQ, int N>
-QUANTD_PASS QSums sums_from_zero(const Sub<N>& sub, const Lanes* shifted, const Lanes& inverse) {
-    const Lanes max_q = all(kMaxQ);
-    Lanes sum_q = all(0.0f), sum_qq = all(0.0f), sum_qx = all(0.0f);
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = smaller(nearest(shifted[i] * inverse), max_q);
-        const Lanes wq = sub.weight[i] * q;
-        sum_q = sum_q + wq;
-        sum_qq = sum_qq + wq * q;
-        sum_qx = sum_qx + wq * sub.x[i];
-    }
-    return {sum_q, sum_qq, sum_qx};
+template <int N>
+QUANTD_INLINE void shift(const Sub<N>& sub, const Lanes& low, Lanes* shifted) {
+    for (int i = 0; i < N; ++i) shifted[i] = sub.x[i] - low;
 }
 
-// q = round((x + offset) * inverse)
+// What a search sums over the elements.  Of floats:
 template <int kMaxQ, int N>
-QUANTD_PASS QSums sums_of(const Sub<N>& sub, const Lanes& offset, const Lanes& inverse) {
-    const Lanes zero = all(0.0f), max_q = all(kMaxQ);
-    const Lanes start = offset * inverse;
-    Lanes sum_q = zero, sum_qq = zero, sum_qx = zero;
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = smaller(larger(nearest(sub.x[i] * inverse + start), zero), max_q);
-        const Lanes wq = sub.weight[i] * q;
-        sum_q = sum_q + wq;
-        sum_qq = sum_qq + wq * q;
-        sum_qx = sum_qx + wq * sub.x[i];
+struct FloatPasses {
+    const Sub<N>& sub;
+    Lanes shifted[N];  // x - low, low at most 0 where kBounded
+
+    // q = round((x - low) * inverse): nothing lies below 0.
+    QUANTD_PASS QSums from_low(const Lanes& inverse) const {
+        const Lanes max_q = all(kMaxQ);
+        Lanes sum_q = all(0.0f), sum_qq = all(0.0f), sum_qx = all(0.0f);
+        for (int i = 0; i < N; ++i) {
+            const Lanes q = smaller(nearest(shifted[i] * inverse), max_q);
+            const Lanes wq = sub.weight[i] * q;
+            sum_q = sum_q + wq;
+            sum_qq = sum_qq + wq * q;
+            sum_qx = sum_qx + wq * sub.x[i];
+        }
+        return {sum_q, sum_qq, sum_qx};
     }
-    return {sum_q, sum_qq, sum_qx};
-}
+
+    // q = round((x + offset) * inverse)
+    QUANTD_PASS QSums with(const Lanes& offset, const Lanes& inverse) const {
+        const Lanes zero = all(0.0f), max_q = all(kMaxQ);
+        const Lanes start = offset * inverse;
+        Lanes sum_q = zero, sum_qq = zero, sum_qx = zero;
+        for (int i = 0; i < N; ++i) {
+            const Lanes q = smaller(larger(nearest(sub.x[i] * inverse + start), zero), max_q);
+            const Lanes wq = sub.weight[i] * q;
+            sum_q = sum_q + wq;
+            sum_qq = sum_qq + wq * q;
+            sum_qx = sum_qx + wq * sub.x[i];
+        }
+        return {sum_q, sum_qq, sum_qx};
+    }
+};
+
+// The same of whole numbers.
+template <int kMaxQ, int N>
+struct WholePasses {
+    const WholeSub<N>& whole;
+
+    QUANTD_INLINE QSums from_low(const Lanes& inverse) const { return sums<false>(all(0.0f), inverse); }
+    QUANTD_INLINE QSums with(const Lanes& offset, const Lanes& inverse) const {
+        const Lanes start = (offset + whole.base) * whole.to_x;
+        return sums<true>(smaller(larger(start, all(-16384.0f)), all(16384.0f)), inverse);
+    }
+
+    template <bool kStarts>
+    QUANTD_INLINE QSums sums(const Lanes& start, const Lanes& inverse) const {
+        const Pairs first = twice(start);
+        const Pairs factor = twice(smaller(inverse * whole.factor, all(32767.0f)));
+        const PartPairs zero = {}, max_q = PartPairs{} + int16_t{kMaxQ};
+        PairSums sum_q{}, sum_qq{}, sum_qx{};
+        for (int i = 0; i < N / 2; ++i) {
+            for (int p = 0; p < kParts; ++p) {
+                PartPairs x = whole.x[i].part[p];
+                if constexpr (kStarts) x = x + first.part[p];
+                PartRaw q =
+                    part_smaller(part_rounded_product((PartRaw)x, (PartRaw)factor.part[p]), (PartRaw)max_q);
+                if constexpr (kStarts) q = part_larger(q, (PartRaw)zero);
+                const PartRaw weight = (PartRaw)whole.weight[i].part[p];
+                sum_q.part[p] += (PartBits)part_pair_products(weight, q);
+                sum_qq.part[p] += (PartBits)part_pair_products(weight, part_product(q, q));
+                sum_qx.part[p] += (PartBits)part_pair_products((PartRaw)whole.wx[i].part[p], q);
+            }
+        }
+        return {to_float(sum_q) * whole.unit_w, to_float(sum_qq) * whole.unit_w,
+                to_float(sum_qx) * whole.unit_wx};
+    }
+};
 
 // How long to search: inverse scales are (kMaxQ + first + n * step) / range.
 struct Effort {
@@ -87,24 +132,22 @@ struct Effort {
 
 // The best real-valued scale and minimum of each lane: a grid of inverse scales around kMaxQ / range, then
 // candidates that start from the best minimum found.  Lanes without a range get scale 0 and their minimum.
-template <int kMaxQ, bool kBounded, int N>
-QUANTD_INLINE Fit search(const Sub<N>& sub, const Effort& effort) {
+template <int kMaxQ, bool kBounded, int N, typename Passes>
+QUANTD_INLINE Fit search(const Sub<N>& sub, const Passes& passes, const Effort& effort) {
     const Lanes zero = all(0.0f);
     const Lanes low = kBounded ? smaller(sub.low, zero) : sub.low;
     const Lanes range = sub.high - low;
     const Mask flat = range < all(kTiny);
     const Lanes inverse_range = all(1.0f) / select(flat, all(1.0f), range);
-    Lanes shifted[N];
-    for (int i = 0; i < N; ++i) shifted[i] = sub.x[i] - low;
     Best best{zero, low, all(-3.0e38f)};
     for (int n = 0; n < effort.grid_steps; ++n) {
         const float numerator =
             static_cast<float>(kMaxQ) + effort.first + effort.step * static_cast<float>(n);
-        consider<kBounded>(sub, sums_from_zero<kMaxQ>(sub, shifted, all(numerator) * inverse_range), best);
+        consider<kBounded>(sub, passes.from_low(all(numerator) * inverse_range), best);
     }
     for (int n = 0; n < effort.polish_steps; ++n) {
         const Lanes inverse = all(kPolish[n]) / select(zero < best.scale, best.scale, all(1.0f));
-        consider<kBounded>(sub, sums_of<kMaxQ>(sub, zero - best.minimum, inverse), best);
+        consider<kBounded>(sub, passes.with(zero - best.minimum, inverse), best);
     }
     return {select(flat, zero, best.scale), select(flat, low, best.minimum)};
 }
@@ -113,6 +156,7 @@ QUANTD_INLINE Fit search(const Sub<N>& sub, const Effort& effort) {
 struct AsQ2K {
     using Block = BlockQ2_K;
     static constexpr int kElements = 16, kPerBlock = 16, kMaxQ = 3, kMaxInteger = 15;
+    static constexpr int kUnits = 313;
     static constexpr Plain kPlain = Plain::kMagnitude;
     static constexpr Effort kQuick = {6, -1.1f, 0.35f, 1, 3, 1, 1};
     static constexpr Effort kThorough = {15, -1.2f, 0.15f, 3, 3, 3, 2};
@@ -120,6 +164,7 @@ struct AsQ2K {
 struct AsQ4K {
     using Block = BlockQ4_K;
     static constexpr int kElements = 32, kPerBlock = 8, kMaxQ = 15, kMaxInteger = 63;
+    static constexpr int kUnits = 701;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
     static constexpr Effort kQuick = {7, -2.4f, 0.5f, 1, 3, 1, 1};
     static constexpr Effort kThorough = {15, -2.6f, 0.25f, 3, 3, 3, 2};
@@ -127,6 +172,7 @@ struct AsQ4K {
 struct AsQ5K {
     using Block = BlockQ5_K;
     static constexpr int kElements = 32, kPerBlock = 8, kMaxQ = 31, kMaxInteger = 63;
+    static constexpr int kUnits = 1008;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
     static constexpr Effort kQuick = {6, -2.4f, 0.6f, 1, 3, 1, 1};
     static constexpr Effort kThorough = {11, -2.6f, 0.35f, 3, 3, 3, 2};
@@ -153,11 +199,11 @@ QUANTD_INLINE Lanes to_integer_range(const Lanes& value) {
 
 // One integer scale: the q that it gives with the minimum `guess`, the integer minimum that fits best to
 // these q, and the error of both in closed form.
-template <typename As, int N>
-QUANTD_INLINE void try_scale(const Sub<N>& sub, const Lanes& scale, const Lanes& guess,
+template <typename As, int N, typename Passes>
+QUANTD_INLINE void try_scale(const Sub<N>& sub, const Passes& passes, const Lanes& scale, const Lanes& guess,
                              const Lanes& per_minimum, Choice& best) {
     const Lanes step = best.d * scale;
-    const QSums sums = sums_of<As::kMaxQ>(sub, best.dmin * guess, inverse_or_zero(step));
+    const QSums sums = passes.with(best.dmin * guess, inverse_or_zero(step));
     const Lanes fitted = (step * sums.q - sub.sum_wx) * per_minimum;
     const Lanes minimum = nearest(to_integer_range<As>(select(all(0.0f) < per_minimum, fitted, guess)));
     const Lanes offset = best.dmin * minimum;
@@ -173,9 +219,9 @@ QUANTD_INLINE void try_scale(const Sub<N>& sub, const Lanes& scale, const Lanes&
 }
 
 // The best integers near `scale` and `minimum`: `changes` neighbours of the scale.
-template <typename As, int N>
-QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, const Lanes& minimum, int changes,
-                          Choice& best) {
+template <typename As, int N, typename Passes>
+QUANTD_INLINE void refine(const Sub<N>& sub, const Passes& passes, const Lanes& scale, const Lanes& minimum,
+                          int changes, Choice& best) {
     const Lanes guess = to_integer_range<As>(minimum);
     const Lanes per_minimum = inverse_or_zero(sub.sum_w * best.dmin);
     best.error = all(3.0e38f);
@@ -183,7 +229,8 @@ QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, const Lanes& mi
     best.minimum = guess;
     best.sums = {all(0.0f), all(0.0f), all(0.0f)};
     for (int n = 0; n < changes; ++n) {
-        try_scale<As>(sub, to_integer_range<As>(scale + all(kNeighbours[n])), guess, per_minimum, best);
+        try_scale<As>(sub, passes, to_integer_range<As>(scale + all(kNeighbours[n])), guess, per_minimum,
+                      best);
     }
 }
 
@@ -209,10 +256,8 @@ QUANTD_INLINE void refit(const Sub<N>& sub, const Choice& choice, Choice& next) 
         } else if (c == 0 && a > 0 && p > 0 && p / a < 65504.0) {
             d = from_f16(to_f16(static_cast<float>(p / a)));
         }
-        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
-            set(next.d, lane, d);
-            set(next.dmin, lane, dmin);
-        }
+        fill_lanes(next.d, first, As::kPerBlock, d);
+        fill_lanes(next.dmin, first, As::kPerBlock, dmin);
     }
 }
 
@@ -245,25 +290,23 @@ QUANTD_INLINE void first_super_scales(const Fit& fit, Choice& choice) {
         }
         const float d = from_f16(scale_to_f16(max_scale / static_cast<float>(As::kMaxInteger)));
         const float dmin = from_f16(scale_to_f16(max_minimum / static_cast<float>(As::kMaxInteger)));
-        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
-            set(choice.d, lane, d);
-            set(choice.dmin, lane, dmin);
-        }
+        fill_lanes(choice.d, first, As::kPerBlock, d);
+        fill_lanes(choice.dmin, first, As::kPerBlock, dmin);
     }
 }
 
 // The whole search for the super-blocks of sixteen sub-blocks.
-template <typename As, int N>
-QUANTD_INLINE Choice choose(const Sub<N>& sub, const Effort& effort) {
-    const Fit fit = search<As::kMaxQ, true>(sub, effort);
+template <typename As, int N, typename Passes>
+QUANTD_INLINE Choice choose(const Sub<N>& sub, const Passes& passes, const Effort& effort) {
+    const Fit fit = search<As::kMaxQ, true>(sub, passes, effort);
     Choice best;
     first_super_scales<As>(fit, best);
-    refine<As>(sub, nearest(fit.scale * inverse_or_zero(best.d)),
+    refine<As>(sub, passes, nearest(fit.scale * inverse_or_zero(best.d)),
                nearest((all(0.0f) - fit.minimum) * inverse_or_zero(best.dmin)), effort.first_changes, best);
     for (int round = 0; round < effort.refits; ++round) {
         Choice next = best;
         refit<As>(sub, best, next);
-        refine<As>(sub, best.scale, best.minimum, effort.refit_changes, next);
+        refine<As>(sub, passes, best.scale, best.minimum, effort.refit_changes, next);
         keep_better<As>(next, best);
     }
     return best;
@@ -306,19 +349,16 @@ QUANTD_INLINE void write_super_blocks(const Sub<N>& sub, const Choice& choice, u
     const Lanes inverse = inverse_or_zero(step);
     Lanes level[N];
     for (int i = 0; i < N; ++i) level[i] = nearest_q<As::kMaxQ>(sub.x[i] + offset, inverse);
-    uint8_t q[kLanes * N];
+    uint8_t q[kLanes * N], scale[kLanes], minimum[kLanes];
     to_bytes<N>(level, q);
+    to_bytes(choice.scale, scale);
+    to_bytes(choice.minimum, minimum);
     for (int i = 0; i < n_blocks; ++i) {
         const int first = i * As::kPerBlock;
-        uint8_t scale[As::kPerBlock], minimum[As::kPerBlock];
-        for (int j = 0; j < As::kPerBlock; ++j) {
-            scale[j] = static_cast<uint8_t>(get(choice.scale, first + j));
-            minimum[j] = static_cast<uint8_t>(get(choice.minimum, first + j));
-        }
         typename As::Block block;
         block.d = to_f16(get(choice.d, first));
         block.dmin = to_f16(get(choice.dmin, first));
-        pack_block(q + first * N, scale, minimum, block);
+        pack_block(q + first * N, scale + first, minimum + first, block);
         __builtin_memcpy(out + i * sizeof(block), &block, sizeof(block));
     }
 }
@@ -326,15 +366,23 @@ QUANTD_INLINE void write_super_blocks(const Sub<N>& sub, const Choice& choice, u
 template <typename As>
 void encode_asymmetric(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
     constexpr int N = As::kElements;
-    const Effort effort = importance == nullptr ? As::kQuick : As::kThorough;
     each_tile<N>(x, importance, n_blocks * As::kPerBlock,
-                 [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
-                     QUANTD_LAMBDA_INLINE {
-                         Sub<N> sub;
+                 [&](const float* tile, const float* tile_importance, int in_tile,
+                     int64_t first) QUANTD_LAMBDA_INLINE {
+                     Sub<N> sub;
+                     Choice choice;
+                     if (tile_importance == nullptr) {
+                         WholeSub<N> whole;
+                         prepare_whole<N, As::kPlain, As::kUnits, false>(sub, whole, tile);
+                         choice = choose<As>(sub, WholePasses<As::kMaxQ, N>{whole}, As::kQuick);
+                     } else {
                          prepare<N, As::kPlain>(sub, tile, tile_importance);
-                         const int64_t block = first / As::kPerBlock;
-                         write_super_blocks<As>(sub, choose<As>(sub, effort),
-                                                out + block * int64_t{sizeof(typename As::Block)},
-                                                in_tile / As::kPerBlock);
-                     });
+                         FloatPasses<As::kMaxQ, N> passes{sub, {}};
+                         shift(sub, smaller(sub.low, all(0.0f)), passes.shifted);
+                         choice = choose<As>(sub, passes, As::kThorough);
+                     }
+                     const int64_t block = first / As::kPerBlock;
+                     write_super_blocks<As>(sub, choice, out + block * int64_t{sizeof(typename As::Block)},
+                                            in_tile / As::kPerBlock);
+                 });
 }

@@ -122,7 +122,9 @@ void encode_step_and_minimum(const float* x, const float* importance, uint8_t* o
             int64_t first) QUANTD_LAMBDA_INLINE {
             Sub<32> sub;
             prepare<32, Plain::kRmsPlusMagnitude>(sub, tile, tile_importance);
-            const Fit fit = search<As::kMaxQ, false>(sub, kFullRange);
+            FloatPasses<As::kMaxQ, 32> passes{sub, {}};
+            shift(sub, sub.low, passes.shifted);
+            const Fit fit = search<As::kMaxQ, false>(sub, passes, kFullRange);
             const Lanes low = through_f16(sub.low);
             StepAndMinimum best{all(0.0f), low, all(3.0e38f)};
             try_step_and_minimum<As::kMaxQ>(sub, step_through_f16((sub.high - sub.low) / all(As::kMaxQ)), low,

@@ -1,8 +1,8 @@
 // Block encoders of the quantizer: floats to GGUF blocks.
 //
 // Every level compiles the same source (level.h) with vectors of its own width.  All arithmetic is
-// elementwise over 16 lanes, one lane a sub-block, in a written order and without contraction, so every level
-// gives the same bytes.
+// elementwise over 16 lanes, one lane a sub-block, in a written order and without contraction, or exact in
+// whole numbers, so every level gives the same bytes.
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,7 @@ constexpr int kParts = kLanes / kPartFloats;
 
 typedef float Part __attribute__((vector_size(kPartFloats * sizeof(float))));
 typedef int32_t PartBits __attribute__((vector_size(kPartFloats * sizeof(float))));
+typedef uint32_t PartUnsigned __attribute__((vector_size(kPartFloats * sizeof(float))));
 
 // u < v ? u : v and u > v ? u : v, which is what the x86 instructions compute; the compiler, which must not
 // assume that, would take a compare and a blend for each.

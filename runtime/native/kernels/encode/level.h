@@ -27,6 +27,7 @@ constexpr float kNeighbours[3] = {0.0f, -1.0f, 1.0f};
 #include "kernels/encode/half.h"
 #include "kernels/encode/codebook.h"
 #include "kernels/encode/sub_block.h"
+#include "kernels/encode/whole_numbers.h"
 #include "kernels/encode/pack.h"
 #include "kernels/encode/asymmetric.h"
 #include "kernels/encode/symmetric.h"

@@ -19,19 +19,33 @@ QUANTD_INLINE void transpose_16x16(const uint8_t* in, uint8_t* out, int out_stri
 }
 #endif
 
+// Integers [0, 255] of sixteen lanes to bytes.
+QUANTD_INLINE void to_bytes(const Lanes& level, uint8_t* out) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(level.part[0])));
+#elif defined(__AVX2__)
+    const __m256i a = _mm256_cvttps_epi32(level.part[0]), b = _mm256_cvttps_epi32(level.part[1]);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+#elif defined(__SSE2__)
+    const __m128i a = _mm_cvttps_epi32(level.part[0]), b = _mm_cvttps_epi32(level.part[1]);
+    const __m128i c = _mm_cvttps_epi32(level.part[2]), d = _mm_cvttps_epi32(level.part[3]);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
+#else
+    for (int lane = 0; lane < kLanes; ++lane) {
+        out[lane] = static_cast<uint8_t>(static_cast<int32_t>(get(level, lane)));
+    }
+#endif
+}
+
 // level[i] lane -> out[lane * N + i]; levels are integers [0, 255].
 template <int N>
 QUANTD_INLINE void to_bytes(const Lanes* level, uint8_t* out) {
-    // Lane by lane in memory: the compiler converts and narrows whole vectors, and the transposition is of
-    // bytes.
     uint8_t by_element[N][kLanes];
-    for (int i = 0; i < N; ++i) {
-        float values[kLanes];
-        __builtin_memcpy(values, &level[i], sizeof(values));
-        for (int lane = 0; lane < kLanes; ++lane) {
-            by_element[i][lane] = static_cast<uint8_t>(static_cast<int32_t>(values[lane]));
-        }
-    }
+    for (int i = 0; i < N; ++i) to_bytes(level[i], by_element[i]);
 #if defined(__SSE2__)
     static_assert(N % 16 == 0);
     for (int i = 0; i < N; i += 16) transpose_16x16(by_element[i], out + i, N);

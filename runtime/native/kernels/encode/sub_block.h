@@ -17,10 +17,9 @@ enum class Plain {
     kMagnitude,         // |x|
 };
 
-// `importance` (16 * N), mean square of the input that each weight meets, or nullptr.  With it the error of a
-// weight counts importance * sqrt(2 mean(x^2) + x^2), as in llama.cpp.
-template <int N, Plain kPlain>
-QUANTD_PASS void prepare(Sub<N>& sub, const float* x, const float* importance) {
+// x (16 * N) side by side, its bounds, and the mean of its squares.
+template <int N>
+QUANTD_INLINE Lanes look_at(Sub<N>& sub, const float* x) {
     transpose<N>(x, sub.x);
     Lanes sum_xx = all(0.0f);
     sub.low = sub.high = sub.x[0];
@@ -29,20 +28,31 @@ QUANTD_PASS void prepare(Sub<N>& sub, const float* x, const float* importance) {
         sub.low = smaller(sub.low, sub.x[i]);
         sub.high = larger(sub.high, sub.x[i]);
     }
-    const Lanes mean_square = sum_xx / all(static_cast<float>(N));
+    return sum_xx / all(static_cast<float>(N));
+}
+
+// Weight of an element of this magnitude or less, in a sub-block of this RMS.
+template <Plain kPlain>
+QUANTD_INLINE Lanes plain_weight(const Lanes& rms, const Lanes& x) {
+    if constexpr (kPlain == Plain::kRmsPlusMagnitude) return rms + absolute(x);
+    if constexpr (kPlain == Plain::kSquare) return x * x;
+    return absolute(x);
+}
+
+// `importance` (16 * N), mean square of the input that each weight meets, or nullptr.  With it the error of a
+// weight counts importance * sqrt(2 mean(x^2) + x^2), as in llama.cpp.
+template <int N, Plain kPlain>
+QUANTD_PASS void prepare(Sub<N>& sub, const float* x, const float* importance) {
+    const Lanes mean_square = look_at(sub, x);
     if (importance != nullptr) {
         transpose<N>(importance, sub.weight);
         const Lanes twice = mean_square + mean_square;
         for (int i = 0; i < N; ++i) {
             sub.weight[i] = sub.weight[i] * square_root(twice + sub.x[i] * sub.x[i]);
         }
-    } else if constexpr (kPlain == Plain::kRmsPlusMagnitude) {
-        const Lanes rms = square_root(mean_square);
-        for (int i = 0; i < N; ++i) sub.weight[i] = rms + absolute(sub.x[i]);
-    } else if constexpr (kPlain == Plain::kSquare) {
-        for (int i = 0; i < N; ++i) sub.weight[i] = sub.x[i] * sub.x[i];
     } else {
-        for (int i = 0; i < N; ++i) sub.weight[i] = absolute(sub.x[i]);
+        const Lanes rms = square_root(mean_square);
+        for (int i = 0; i < N; ++i) sub.weight[i] = plain_weight<kPlain>(rms, sub.x[i]);
     }
     sub.sum_w = sub.sum_wx = sub.sum_wxx = all(0.0f);
     for (int i = 0; i < N; ++i) {
@@ -88,13 +98,30 @@ QUANTD_INLINE Lanes inverse_of_signed(const Lanes& step) {
     return select(some, all(1.0f) / select(some, step, all(1.0f)), all(0.0f));
 }
 
-// Sum over lanes [first, first + n): the error of one super-block.
+// Sum over lanes [first, first + n), n 8 or 16: the error of one super-block.
 QUANTD_INLINE double sum_of(const Lanes& a, int first, int n) {
-    double sum = 0;
-    for (int lane = first; lane < first + n; ++lane) sum += get(a, lane);
-    return sum;
+    typedef float Four __attribute__((vector_size(16)));
+    typedef double FourDoubles __attribute__((vector_size(32)));
+    const float* lane = reinterpret_cast<const float*>(&a) + first;
+    FourDoubles sum = {};
+    for (int i = 0; i < n; i += 4) {
+        Four four;
+        __builtin_memcpy(&four, lane + i, sizeof(four));
+        sum = sum + __builtin_convertvector(four, FourDoubles);
+    }
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 QUANTD_INLINE void copy_lanes(const Lanes& from, Lanes& to, int first, int n) {
-    for (int lane = first; lane < first + n; ++lane) set(to, lane, get(from, lane));
+    __builtin_memcpy(reinterpret_cast<float*>(&to) + first, reinterpret_cast<const float*>(&from) + first,
+                     static_cast<uint64_t>(n) * sizeof(float));
+}
+
+// The same value in lanes [first, first + n).
+QUANTD_INLINE void fill_lanes(Lanes& a, int first, int n, float value) {
+    typedef float Four __attribute__((vector_size(16)));
+    const Four four = Four{} + value;
+    for (int i = first; i < first + n; i += 4) {
+        __builtin_memcpy(reinterpret_cast<float*>(&a) + i, &four, sizeof(four));
+    }
 }

@@ -16,6 +16,8 @@ struct StepEffort {
 // A set of values.
 template <int kLow, int kHigh>
 struct Whole {
+    static constexpr bool kWhole = true;
+    static constexpr int kLowest = kLow, kHighest = kHigh;
     static QUANTD_INLINE float numerator(const StepEffort& effort, int step) {
         return step < effort.low_steps
                    ? static_cast<float>(kLow) - (effort.first + effort.unit * static_cast<float>(step))
@@ -30,6 +32,7 @@ struct Whole {
 };
 
 struct CodeBook {
+    static constexpr bool kWhole = false;
     static QUANTD_INLINE float numerator(const StepEffort& effort, int step) {
         return step < effort.low_steps ? -(109.0f + 4.5f * static_cast<float>(step))
                                        : 103.0f + 5.0f * static_cast<float>(step - effort.low_steps);
@@ -43,36 +46,99 @@ struct BestStep {
     Lanes step, gain;
 };
 
+// Weighted sums over the values q of a candidate.
+struct StepSums {
+    Lanes qx, qq;
+};
+
+// What a search sums over the elements, q the value nearest to x * inverse.  Of floats:
 template <typename Values, int N>
-QUANTD_PASS void try_inverse(const Sub<N>& sub, const Lanes& inverse, BestStep& best) {
-    Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = Values::value(sub.x[i] * inverse);
-        const Lanes wq = sub.weight[i] * q;
-        sum_qx = sum_qx + wq * sub.x[i];
-        sum_qq = sum_qq + wq * q;
+struct FloatSteps {
+    const Sub<N>& sub;
+
+    QUANTD_PASS StepSums of(const Lanes& inverse) const {
+        Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
+        for (int i = 0; i < N; ++i) {
+            const Lanes q = Values::value(sub.x[i] * inverse);
+            const Lanes wq = sub.weight[i] * q;
+            sum_qx = sum_qx + wq * sub.x[i];
+            sum_qq = sum_qq + wq * q;
+        }
+        return {sum_qx, sum_qq};
     }
-    const Mask some = all(0.0f) < sum_qq;
-    const Lanes step = sum_qx / select(some, sum_qq, all(1.0f));
-    const Lanes gain = step * sum_qx;
+
+    // Also the exact error of the step.
+    QUANTD_PASS StepSums with_error(const Lanes& step, Lanes& error) const {
+        const Lanes inverse = inverse_of_signed(step);
+        Lanes sum_qx = all(0.0f), sum_qq = all(0.0f);
+        error = all(0.0f);
+        for (int i = 0; i < N; ++i) {
+            const Lanes q = Values::value(sub.x[i] * inverse);
+            const Lanes difference = step * q - sub.x[i];
+            const Lanes wq = sub.weight[i] * q;
+            error = error + sub.weight[i] * difference * difference;
+            sum_qx = sum_qx + wq * sub.x[i];
+            sum_qq = sum_qq + wq * q;
+        }
+        return {sum_qx, sum_qq};
+    }
+};
+
+// The same of whole numbers.
+template <typename Values, int N>
+struct WholeSteps {
+    const WholeSub<N>& whole;
+
+    QUANTD_PASS StepSums of(const Lanes& inverse) const {
+        const Pairs factor = twice(smaller(larger(inverse * whole.factor, all(-32767.0f)), all(32767.0f)));
+        const PartPairs low = PartPairs{} + int16_t{Values::kLowest},
+                        high = PartPairs{} + int16_t{Values::kHighest};
+        PairSums sum_qx{}, sum_qq{};
+        for (int i = 0; i < N / 2; ++i) {
+            for (int p = 0; p < kParts; ++p) {
+                const PartRaw product =
+                    part_rounded_product((PartRaw)whole.x[i].part[p], (PartRaw)factor.part[p]);
+                const PartRaw q = part_smaller(part_larger(product, (PartRaw)low), (PartRaw)high);
+                sum_qx.part[p] += (PartBits)part_pair_products((PartRaw)whole.wx[i].part[p], q);
+                sum_qq.part[p] +=
+                    (PartBits)part_pair_products((PartRaw)whole.weight[i].part[p], part_product(q, q));
+            }
+        }
+        return {to_float(sum_qx) * whole.unit_wx, to_float(sum_qq) * whole.unit_w};
+    }
+
+    // Also the error of the step, less what it is without any.
+    QUANTD_INLINE StepSums with_error(const Lanes& step, Lanes& error) const {
+        const StepSums sums = of(inverse_of_signed(step));
+        error = step * (step * sums.qq - sums.qx - sums.qx);
+        return sums;
+    }
+};
+
+template <typename Steps>
+QUANTD_INLINE void try_inverse(const Steps& steps, const Lanes& inverse, BestStep& best) {
+    const StepSums sums = steps.of(inverse);
+    const Mask some = all(0.0f) < sums.qq;
+    const Lanes step = sums.qx / select(some, sums.qq, all(1.0f));
+    const Lanes gain = step * sums.qx;
     const Mask better = (best.gain < gain) & some;
     best.step = select(better, step, best.step);
     best.gain = select(better, gain, best.gain);
 }
 
 // The best real-valued step of each lane, its sign included.
-template <typename Values, int N>
-QUANTD_INLINE Lanes search_step(const Sub<N>& sub, const StepEffort& effort) {
+template <typename Values, int N, typename Steps>
+QUANTD_INLINE Lanes search_step(const Sub<N>& sub, const Steps& steps, const StepEffort& effort) {
     const Lanes end = extreme_of(sub);
     const Mask alive = all(kTiny) < absolute(end);
     const Lanes inverse_end = all(1.0f) / select(alive, end, all(1.0f));
     BestStep best{all(0.0f), all(0.0f)};
     for (int n = 0; n < effort.low_steps + effort.high_steps; ++n) {
-        try_inverse<Values>(sub, all(Values::numerator(effort, n)) * inverse_end, best);
+        try_inverse(steps, all(Values::numerator(effort, n)) * inverse_end, best);
     }
     for (int n = 0; n < effort.polish_steps; ++n) {
         const Mask some = all(0.0f) < absolute(best.step);
-        try_inverse<Values>(sub, all(kPolish[n]) / select(some, best.step, all(1.0f)), best);
+        try_inverse(steps, all(kPolish[n]) / select(some, best.step, all(1.0f)), best);
     }
     return select(alive, best.step, all(0.0f));
 }
@@ -150,7 +216,9 @@ void encode_symmetric(const float* x, const float* importance, uint8_t* out, int
                 prepare<32, As::kPlain>(sub, tile, tile_importance);
                 Lanes step = all(0.0f), error = all(3.0e38f);
                 try_step<Values>(sub, step_through_f16(extreme_of(sub) / all(As::kEnd)), step, error);
-                try_step<Values>(sub, step_through_f16(search_step<Values>(sub, As::kEffort)), step, error);
+                try_step<Values>(
+                    sub, step_through_f16(search_step<Values>(sub, FloatSteps<Values, 32>{sub}, As::kEffort)),
+                    step, error);
                 step = select(all(kTiny) < absolute(extreme_of(sub)), step, all(0.0f));
                 const Lanes inverse = inverse_of_signed(step);
                 Lanes level[32];
@@ -173,6 +241,7 @@ struct AsQ3K {
     using Block = BlockQ3_K;
     using Values = Whole<-4, 3>;
     static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -32, kScaleHigh = 31;
+    static constexpr int kUnits = 362;
     static constexpr Plain kPlain = Plain::kRmsPlusMagnitude;
     static constexpr StepEffort kQuick = {5, 0, -1.0f, 0.5f, 1, 1, 1, 1};
     static constexpr StepEffort kThorough = {14, 6, -1.4f, 0.2f, 3, 3, 3, 2};
@@ -181,6 +250,7 @@ struct AsQ6K {
     using Block = BlockQ6_K;
     using Values = Whole<-32, 31>;
     static constexpr int kElements = 16, kPerBlock = 16, kScaleLow = -128, kScaleHigh = 127;
+    static constexpr int kUnits = 1024;
     static constexpr Plain kPlain = Plain::kSquare;
     static constexpr StepEffort kQuick = {6, 0, -3.2f, 0.7f, 1, 1, 1, 1};
     static constexpr StepEffort kThorough = {8, 0, -3.4f, 0.55f, 3, 1, 3, 1};
@@ -198,37 +268,29 @@ struct SignedChoice {
     Lanes d;               // f16 value of the super-block that the lane belongs to
     Lanes scale;           // integers [kScaleLow, kScaleHigh]
     Lanes sum_qx, sum_qq;  // over the q of this choice
-    Lanes error;           // exact weighted squared error of the decoded sub-block
+    Lanes error;           // weighted squared error of the decoded sub-block, plus what all its choices share
 };
 
-template <typename Values, int N>
-QUANTD_PASS void try_integer(const Sub<N>& sub, const Lanes& candidate, SignedChoice& best) {
+template <typename Steps>
+QUANTD_INLINE void try_integer(const Steps& steps, const Lanes& candidate, SignedChoice& best) {
     const Lanes step = best.d * candidate;
-    const Lanes inverse = inverse_of_signed(step);
-    Lanes error = all(0.0f), sum_qx = all(0.0f), sum_qq = all(0.0f);
-    for (int i = 0; i < N; ++i) {
-        const Lanes q = Values::value(sub.x[i] * inverse);
-        const Lanes difference = step * q - sub.x[i];
-        const Lanes wq = sub.weight[i] * q;
-        error = error + sub.weight[i] * difference * difference;
-        sum_qx = sum_qx + wq * sub.x[i];
-        sum_qq = sum_qq + wq * q;
-    }
+    Lanes error;
+    const StepSums sums = steps.with_error(step, error);
     const Mask better = error < best.error;
     best.scale = select(better, candidate, best.scale);
-    best.sum_qx = select(better, sum_qx, best.sum_qx);
-    best.sum_qq = select(better, sum_qq, best.sum_qq);
+    best.sum_qx = select(better, sums.qx, best.sum_qx);
+    best.sum_qq = select(better, sums.qq, best.sum_qq);
     best.error = select(better, error, best.error);
 }
 
-// The best integer scales among `scale` and the first `changes` of it, by exact error.
-template <typename As, int N>
-QUANTD_INLINE void refine(const Sub<N>& sub, const Lanes& scale, int changes, SignedChoice& best) {
+// The best integer scales among `scale` and the first `changes` of it, by error.
+template <typename As, typename Steps>
+QUANTD_INLINE void refine(const Steps& steps, const Lanes& scale, int changes, SignedChoice& best) {
     best.error = all(3.0e38f);
     for (int n = 0; n < changes; ++n) {
         const Lanes candidate =
             smaller(larger(scale + all(kNeighbours[n]), all(As::kScaleLow)), all(As::kScaleHigh));
-        try_integer<typename As::Values>(sub, candidate, best);
+        try_integer(steps, candidate, best);
     }
 }
 
@@ -245,7 +307,7 @@ QUANTD_INLINE Lanes refit(const SignedChoice& choice) {
         const double d = numerator / denominator;
         if (!(d > -65504.0 && d < 65504.0)) continue;
         const float rounded = from_f16(to_f16(static_cast<float>(d)));
-        for (int lane = first; lane < first + As::kPerBlock; ++lane) set(fitted, lane, rounded);
+        fill_lanes(fitted, first, As::kPerBlock, rounded);
     }
     return fitted;
 }
@@ -262,17 +324,15 @@ QUANTD_INLINE Lanes first_super_scales(const Lanes& step) {
         }
         constexpr auto kEnd = static_cast<float>(-As::kScaleLow);
         const float magnitude = from_f16(scale_to_f16(__builtin_fabsf(extreme) / kEnd));
-        for (int lane = first; lane < first + As::kPerBlock; ++lane) {
-            set(d, lane, extreme > 0.0f ? -magnitude : magnitude);
-        }
+        fill_lanes(d, first, As::kPerBlock, extreme > 0.0f ? -magnitude : magnitude);
     }
     return d;
 }
 
-template <typename As, int N>
-QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub, const StepEffort& effort) {
+template <typename As, int N, typename Steps>
+QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub, const Steps& steps, const StepEffort& effort) {
     const Lanes zero = all(0.0f);
-    const Lanes step = search_step<typename As::Values>(sub, effort);
+    const Lanes step = search_step<typename As::Values>(sub, steps, effort);
     SignedChoice best{first_super_scales<As>(step), zero, zero, zero, zero};
     // A d of few units is coarse: then a neighbour of the nearest integer is often the better one.
     bool is_coarse = false;
@@ -280,11 +340,11 @@ QUANTD_INLINE SignedChoice choose_signed(const Sub<N>& sub, const StepEffort& ef
         is_coarse |= __builtin_fabsf(get(best.d, lane)) < 9.5367e-7f;  // 2^-20: 16 units
     }
     const int first_changes = is_coarse ? 3 : effort.first_changes;
-    refine<As>(sub, nearest(step * inverse_of_signed(best.d)), first_changes, best);
+    refine<As>(steps, nearest(step * inverse_of_signed(best.d)), first_changes, best);
     for (int round = 0; round < effort.refits; ++round) {
         SignedChoice next = best;
         next.d = refit<As>(best);
-        refine<As>(sub, best.scale, is_coarse ? 3 : effort.refit_changes, next);
+        refine<As>(steps, best.scale, is_coarse ? 3 : effort.refit_changes, next);
         for (int first = 0; first < kLanes; first += As::kPerBlock) {
             constexpr int n = As::kPerBlock;
             if (!(sum_of(next.error, first, n) < sum_of(best.error, first, n))) continue;
@@ -341,16 +401,30 @@ QUANTD_INLINE void pack_block(const uint8_t* q, const int* scale, BlockIQ4_XS& b
     for (int j = 0; j < 8; ++j) pack_nibbles(q + j * 32, block.qs + j * 16);
 }
 
+// Sixteen sub-blocks into sub, and the choice for them.
+template <typename As, int N>
+QUANTD_INLINE SignedChoice prepare_and_choose(Sub<N>& sub, const float* x, const float* importance) {
+    using Values = typename As::Values;
+    if constexpr (Values::kWhole) {
+        if (importance == nullptr) {
+            WholeSub<N> whole;
+            prepare_whole<N, As::kPlain, As::kUnits, true>(sub, whole, x);
+            return choose_signed<As>(sub, WholeSteps<Values, N>{whole}, As::kQuick);
+        }
+    }
+    prepare<N, As::kPlain>(sub, x, importance);
+    const StepEffort& effort = importance == nullptr ? As::kQuick : As::kThorough;
+    return choose_signed<As>(sub, FloatSteps<Values, N>{sub}, effort);
+}
+
 template <typename As>
 void encode_symmetric_super(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
     constexpr int N = As::kElements;
-    const StepEffort& effort = importance == nullptr ? As::kQuick : As::kThorough;
     each_tile<N>(x, importance, n_blocks * As::kPerBlock,
                  [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
                      QUANTD_LAMBDA_INLINE {
                          Sub<N> sub;
-                         prepare<N, As::kPlain>(sub, tile, tile_importance);
-                         const SignedChoice choice = choose_signed<As>(sub, effort);
+                         const SignedChoice choice = prepare_and_choose<As>(sub, tile, tile_importance);
                          const Lanes inverse = inverse_of_signed(choice.d * choice.scale);
                          Lanes level[N];
                          for (int i = 0; i < N; ++i) level[i] = As::Values::index(sub.x[i] * inverse);
