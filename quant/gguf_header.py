@@ -59,6 +59,17 @@ class TensorEntry:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedMetadata:
+    """Entries of the metadata as bytes."""
+
+    n_entries: int
+    raw: bytes
+
+
+NO_METADATA = EncodedMetadata(0, b"")
+
+
 def align(offset: int, alignment: int) -> int:
     """Return the next multiple of the alignment at or after the offset."""
     return -(-offset // alignment) * alignment
@@ -74,15 +85,28 @@ def quantized_metadata(metadata: Sequence[KeyValue], file_type: int) -> list[Key
     ]
 
 
-def header_bytes(metadata: Sequence[KeyValue], tensors: Sequence[TensorEntry], alignment: int) -> bytes:
-    """Return everything before the data section, padded to the alignment."""
-    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
-    for entry in metadata:
-        parts += (_string(entry.key), _value(entry.kind, entry.value))
+def encode_metadata(entries: Sequence[KeyValue]) -> EncodedMetadata:
+    """Return entries as they stand in a header, to be used in several."""
+    return EncodedMetadata(len(entries), b"".join(chain.from_iterable(map(_entry, entries))))
+
+
+def header_bytes(
+    metadata: Sequence[KeyValue],
+    tensors: Sequence[TensorEntry],
+    alignment: int,
+    before: EncodedMetadata = NO_METADATA,
+) -> bytes:
+    """Return everything before the data section, padded to the alignment; `before` stands before the metadata."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), before.n_entries + len(metadata)), before.raw]
+    parts += chain.from_iterable(map(_entry, metadata))
     for tensor in tensors:
         parts += (_string(tensor.name), _tensor(tensor))
     raw = b"".join(parts)
     return raw.ljust(align(len(raw), alignment), b"\0")
+
+
+def _entry(entry: KeyValue) -> tuple[bytes, bytes]:
+    return _string(entry.key), _value(entry.kind, entry.value)
 
 
 def _string(text: str) -> bytes:

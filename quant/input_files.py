@@ -7,7 +7,7 @@ that is truncated meanwhile is noticed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +31,8 @@ class InputFiles:
         self._states: list[tuple[int, ...]] = []
         # A source that fills memory would push out the weights of the model being served.
         self.drops_cache = sum(sizes) > available_memory_bytes() // 2
+        # Told of every read: (index of the file, offset, data).
+        self.on_read: Callable[[int, int, Bytes], None] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -51,7 +53,7 @@ class InputFiles:
         self._close()
 
     def read(self, file: int, offset: int, n_bytes: int) -> Bytes:
-        """Return (n_bytes,) bytes of a file; ModelChangedError where it ends before."""
+        """Return (n_bytes,) bytes of a file, not to be written to; ModelChangedError where it ends before."""
         data = np.empty(n_bytes, np.uint8)
         view, position = data.data, offset
         while view:
@@ -61,6 +63,9 @@ class InputFiles:
             view, position = view[got:], position + got
         if self.drops_cache:
             os.posix_fadvise(self._fds[file], offset, n_bytes, os.POSIX_FADV_DONTNEED)
+        data.setflags(write=False)
+        if self.on_read is not None:
+            self.on_read(file, offset, data)
         return data
 
     def check_unchanged(self) -> None:

@@ -7,7 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quant.gguf_header import KeyValue, TensorEntry, align, header_bytes, quantized_metadata
+from quant.gguf_header import (
+    EncodedMetadata,
+    KeyValue,
+    TensorEntry,
+    align,
+    encode_metadata,
+    header_bytes,
+    quantized_metadata,
+)
 from quant.policy import NO_OVERRIDES, Overrides, TensorShape, plan_types
 from quant.recipes import FLOATS, Recipe
 from quant.source import ModelSource, SourceTensor
@@ -41,7 +49,7 @@ class QuantizePlan:
     recipe: Recipe
     overrides: Overrides
     tensors: tuple[TensorPlan, ...]
-    metadata: tuple[KeyValue, ...]  # of the output, without what is only known after the work
+    metadata: EncodedMetadata  # of the output, without what is only known after the work
     header: bytes  # padded to the alignment
     alignment: int
     output_bytes: int
@@ -50,7 +58,7 @@ class QuantizePlan:
     def header_with(self, entries: Sequence[KeyValue]) -> bytes:
         """Return the header with these entries behind the metadata."""
         table = [TensorEntry(t.name, t.source.shape, t.target_type, t.offset) for t in self.tensors]
-        return header_bytes([*self.metadata, *entries], table, self.alignment)
+        return header_bytes(entries, table, self.alignment, self.metadata)
 
     @property
     def bits_per_weight(self) -> float:
@@ -99,7 +107,7 @@ def plan_quantization(
         recipe=recipe,
         overrides=overrides,
         tensors=tuple(tensors),
-        metadata=tuple(quantized_metadata(source.metadata, recipe.file_type)),
+        metadata=encode_metadata(quantized_metadata(source.metadata, recipe.file_type)),
         header=b"",
         alignment=source.alignment,
         output_bytes=0,

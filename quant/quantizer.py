@@ -41,6 +41,7 @@ __all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
 
 MAX_THREADS = 256
 MAX_WORKERS = 4  # chunks that are encoded at the same time, each by its share of the threads
+_WAITING_WRITES = 4  # encoded chunks that may wait for the one that is being written
 _REREAD_BYTES = 4 << 20
 
 
@@ -151,8 +152,11 @@ class Quantizer:
         cancel = cancel or threading.Event()
         with (
             InputFiles(self.source.files, self.source.file_sizes) as files,
-            InputHashes(self._inputs if self.hash_inputs else (), drop_cache=files.drops_cache) as hashes,
+            InputHashes(
+                self._inputs if self.hash_inputs else (), len(self.source.files), drop_cache=files.drops_cache
+            ) as hashes,
         ):
+            files.on_read = hashes.offer
             if self._done is not None:
                 return self._confirm(self._done, hashes, started)
             job = self._job_name()
@@ -313,10 +317,10 @@ class _Work:
             self._flusher,
         ):
             under_way: deque[tuple[Chunk, Future[_Encoded]]] = deque()
-            write: Future[None] | None = None
+            writes: deque[Future[None]] = deque()
             try:
                 while True:
-                    while len(under_way) <= n_workers and (chunk := next(chunks, None)) is not None:
+                    while len(under_way) < 2 * n_workers and (chunk := next(chunks, None)) is not None:
                         under_way.append((chunk, encoding.submit(self._encode, chunk, threads, turns)))
                     if not under_way:
                         break
@@ -325,11 +329,11 @@ class _Work:
                     if cancel.is_set():
                         raise QuantizeCancelledError("the quantization was cancelled; no file was left")
                     self._hashes.check()
-                    if write is not None:
-                        write.result()
-                    write = writing.submit(self._finish, chunk, encoded)
+                    if len(writes) == _WAITING_WRITES:
+                        writes.popleft().result()
+                    writes.append(writing.submit(self._finish, chunk, encoded))
                     self._meter.advance(chunk.source_bytes, chunk.tensor.name, is_last=chunk.is_last)
-                if write is not None:
+                for write in writes:
                     write.result()
                 self._flusher.wait()
             finally:

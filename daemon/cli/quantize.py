@@ -121,7 +121,7 @@ class _Command(click.Command):
 @click.option(
     "--no-input-hashes",
     is_flag=True,
-    help="Do not hash the inputs: saves a second read of them, but published checksums are not compared, the "
+    help="Do not hash the inputs: saves the time for it, but published checksums are not compared, the "
     "manifest lacks them, and a finished OUTPUT is not recognized.",
 )
 @click.option(
