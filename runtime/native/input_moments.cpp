@@ -35,6 +35,7 @@ void InputMoments::add(size_t matrix, int64_t n_columns, const float* rows, int6
         for (int64_t task = begin; task < end; ++task) {
             const int64_t run = task / kStripes, first = task % kStripes * kStripe;
             const int64_t n = std::min(kColumns, n_columns - run * kColumns);
+            if (first >= n) continue;  // a narrow last run
             functions.add_products(rows + run * kColumns, stride, n_rows, n, first,
                                    std::min(first + kStripe, n),
                                    sums_ + (place.first_run + run) * kColumns * kColumns);

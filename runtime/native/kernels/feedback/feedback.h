@@ -36,7 +36,7 @@ struct Functions {
     void (*choose)(const Run& run);
 
     // sums (kColumns, kColumns): row j, columns k >= j, j in [first, last), gains the products of columns j
-    // and k of rows (n_rows, stride); n columns, a multiple of 32.
+    // and k of rows (n_rows, stride); first, last and n are multiples of 32.
     void (*add_products)(const float* rows, int64_t stride, int64_t n_rows, int64_t n, int64_t first,
                          int64_t last, float* sums);
 };

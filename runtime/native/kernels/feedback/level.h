@@ -16,7 +16,8 @@ static_assert(kLanes == kRows);
 
 #define QUANTD_LAMBDA_INLINE __attribute__((always_inline))
 
-constexpr int kSweeps = 2;  // of coordinate descent: more change next to nothing
+constexpr int kColumnsAtOnce = 4;  // of sums of products
+constexpr int kSweeps = 2;         // of coordinate descent: more change next to nothing
 
 QUANTD_INLINE Lanes load_lanes(const float* from) {
     Lanes r;
@@ -165,16 +166,31 @@ void choose(const Run& run) {
 
 void add_products(const float* rows, int64_t stride, int64_t n_rows, int64_t n, int64_t first, int64_t last,
                   float* sums) {
-    for (int64_t j = first; j < last; ++j) {
-        const int64_t begin = j & ~int64_t{15};  // whole vectors: a few sums below the diagonal come along
-        for (int64_t at = begin; at < n; at += kLanes) {
-            float* to = sums + j * kColumns + at;
-            Lanes sum = load_lanes(to);
-            for (int64_t row = 0; row < n_rows; ++row) {
-                const float* x = rows + row * stride;
-                sum = sum + load_lanes(x + at) * all(x[j]);
+    // Rows side by side: in their buffer they lie whole rows apart, many of them in the same few places of
+    // the cache.
+    constexpr int64_t kTileRows = 32;
+    alignas(64) float tile[kTileRows * kColumns];
+    const int64_t begin = first & ~int64_t{kLanes - 1};
+    for (int64_t start = 0; start < n_rows; start += kTileRows) {
+        const int64_t in_tile = n_rows - start < kTileRows ? n_rows - start : kTileRows;
+        for (int64_t row = 0; row < in_tile; ++row) {
+            __builtin_memcpy(tile + row * kColumns + begin, rows + (start + row) * stride + begin,
+                             static_cast<uint64_t>(n - begin) * sizeof(float));
+        }
+        for (int64_t j = first; j < last; j += kColumnsAtOnce) {
+            // Whole vectors: a few sums below the diagonal come along.
+            for (int64_t at = j & ~int64_t{kLanes - 1}; at < n; at += kLanes) {
+                Lanes sum[kColumnsAtOnce];
+                for (int k = 0; k < kColumnsAtOnce; ++k) sum[k] = load_lanes(sums + (j + k) * kColumns + at);
+                for (int64_t row = 0; row < in_tile; ++row) {
+                    const float* x = tile + row * kColumns;
+                    const Lanes other = load_lanes(x + at);
+                    for (int k = 0; k < kColumnsAtOnce; ++k) sum[k] = sum[k] + other * all(x[j + k]);
+                }
+                for (int k = 0; k < kColumnsAtOnce; ++k) {
+                    __builtin_memcpy(sums + (j + k) * kColumns + at, &sum[k], sizeof(sum[k]));
+                }
             }
-            __builtin_memcpy(to, &sum, sizeof(sum));
         }
     }
 }
