@@ -22,6 +22,7 @@ from runtime.step_plan import Outcome, StepResult, items
 Ending = tuple[FinishReason, str | None]
 """Why a sequence ends, and the ERROR_ word where it failed."""
 
+_FULL: Ending = (FinishReason.LENGTH, None)
 _NO_TOP: tuple[tuple[int, float], ...] = ()
 _ERROR_OF_OUTCOME = {Outcome.NON_FINITE: ERROR_NON_FINITE_LOGITS, Outcome.NO_TOKEN: ERROR_NO_TOKEN}
 
@@ -51,6 +52,8 @@ def extend(
     token_id = items(result.token_ids)[index]
     if token_id < 0:
         return FinishReason.FAILED, _ERROR_OF_OUTCOME[Outcome(int(result.outcomes[index]))]
+    if sequence.is_plain:
+        return tell(sequence, token_id, events, now_s)
     request = sequence.request
     sequence.append(token_id, now_s)
     if token_id in request.stop_token_ids:
@@ -63,7 +66,17 @@ def extend(
         events.append(TokenEvent(request.id, token_id, float(result.logprobs[index]), top))
     if request.constraint is not None:
         return _follow_constraint(sequence, token_id, events, now_s)
-    return (FinishReason.LENGTH, None) if sequence.num_known >= sequence.limit_tokens else None
+    return _FULL if sequence.num_known >= sequence.limit_tokens else None
+
+
+def tell(sequence: Sequence, token_id: int, events: list[Event], now_s: float) -> Ending | None:
+    """Add a sampled token of a sequence that `is_plain`; as `extend`."""
+    request = sequence.request
+    sequence.append(token_id, now_s)
+    if token_id in request.stop_token_ids:
+        return FinishReason.STOP, None
+    events.append(TokenEvent(request.id, token_id, None, _NO_TOP))
+    return _FULL if sequence.num_known >= sequence.limit_tokens else None
 
 
 def _follow_constraint(sequence: Sequence, token_id: int, events: list[Event], now_s: float) -> Ending | None:

@@ -349,11 +349,11 @@ class Engine:
             return
         self._events = []
         self._undelivered = events
-        ends = [event for event in events if isinstance(event, FinishEvent)]
-        if ends:
+        if FinishEvent in map(type, events):
             with self._wake:
-                for event in ends:
-                    self._forget(event)
+                for event in events:
+                    if isinstance(event, FinishEvent):
+                        self._forget(event)
         self._sink(events)
         self._undelivered = []
 

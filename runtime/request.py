@@ -168,6 +168,7 @@ class Sequence:
         "copier",
         "drafted_tokens",
         "first_token_s",
+        "is_plain",
         "keys",
         "last_step",
         "lease",
@@ -196,6 +197,8 @@ class Sequence:
         """`limit_tokens`: known tokens at which it ends; `page_tokens` sizes its worst case in pages."""
         self.request = request
         self.sampler = sampler  # runtime._native.Sampler or what stands for it in a test
+        # Its tokens are told without log-probabilities, and nothing but the model says which they are.
+        self.is_plain = request.constraint is None and request.sampling.top_logprobs is None
         self.scorers: list[Any] | None = (
             None  # report the alternatives of prompt tokens, where they are wanted
         )

@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.continuation import confirm_draft, extend
+from runtime.continuation import Ending, confirm_draft, extend, tell
 from runtime.pacing import StepCosts
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
@@ -221,6 +221,8 @@ class Scheduler:
     def apply(self, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the planned step found: tokens, and the ends that they bring."""
         batch = self._batch
+        if batch.is_plain:
+            return self._apply_plain(result, now_s)
         for sequence, n_rows in zip(batch.sequences, batch.num_rows, strict=True):
             if sequence.state is not State.RUNNING:
                 raise RuntimeError(f"a {sequence.state.value} request was in a step")
@@ -255,6 +257,32 @@ class Scheduler:
                     events.append(self._finish(sequence, ending[0], now_s, ending[1]))
                     break
             self.counts.generated_tokens += sequence.completion_tokens - before
+        return events
+
+    def _apply_plain(self, result: StepResult, now_s: float) -> list[Event]:
+        """The same for a step of answers alone, one row each: nearly all steps are, and Python is slow."""
+        sequences, prefix, page_tokens = self._batch.sequences, self._prefix, self.page_tokens
+        events: list[Event] = []
+        ended: list[tuple[Sequence, Ending]] = []
+        num_generated = 0
+        for index, (sequence, token_id) in enumerate(zip(sequences, result.token_ids.tolist(), strict=True)):
+            if sequence.state is not State.RUNNING:
+                raise RuntimeError(f"a {sequence.state.value} request was in a step")
+            sequence.num_computed = known = sequence.num_known
+            if prefix is not None and known // page_tokens != sequence.num_published:
+                self._publish(sequence, prefix)
+            if sequence.is_plain and token_id >= 0:
+                ending = tell(sequence, token_id, events, now_s)
+                num_generated += 1
+            else:
+                before = sequence.completion_tokens
+                ending = extend(sequence, result, index, events, now_s)
+                num_generated += sequence.completion_tokens - before
+            if ending is not None:
+                ended.append((sequence, ending))
+        self.counts.generated_tokens += num_generated
+        self._batch.clear()
+        events += [self._finish(sequence, ending[0], now_s, ending[1]) for sequence, ending in ended]
         return events
 
     def _confirm_draft(self, sequence: Sequence, result: StepResult, index: int) -> int:

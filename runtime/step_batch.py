@@ -38,6 +38,7 @@ class StepBatch:
         self.sampled_at: list[int] = []  # the first output of each of them
         self.scored: list[Scored] = []  # outputs that tell of prompts
         self.prompt_rows = self.total_rows = 0  # rows of prompts, and all rows
+        self.is_plain = False  # one row for each answer, with a token each, and nothing else
         self._plain: _Plain | None = (
             None  # the last step, where it had one row for each answer and nothing else
         )
@@ -114,8 +115,8 @@ class StepBatch:
             samplers=samplers,
             targets=self._targets[:n_out],
         )
-        plain = row == index == n_out and not prompt_rows
-        self._plain = self._remember(plan) if plain else None
+        self.is_plain = row == index == n_out and not prompt_rows
+        self._plain = self._remember(plan) if self.is_plain else None
         return plan
 
     def _add_scored(
@@ -161,6 +162,7 @@ class StepBatch:
         self.sampled_at = last.sampled_at
         self.num_rows = last.num_rows
         self.prompt_rows, self.total_rows = 0, len(last.sequences)
+        self.is_plain = True
         return last.plan
 
     def clear(self) -> None:
