@@ -1,7 +1,10 @@
 """The one bridge between the event loop and the engine's thread.
 
     event loop: submit ---------------------------> engine thread
-    event loop: deliver <-- one call_soon_threadsafe a step -- engine's sink (all events of the step)
+    event loop: deliver <-- one ring of an eventfd a step -- engine's sink (all events of the step)
+
+The ring is the last thing before a step computes, so it has to be cheap: call_soon_threadsafe takes two to three times as
+long, with a handle, a copy of the context and a socket.
 
 Each request has a bounded queue here.  The engine never waits for it: a consumer that reads nothing for
 STALL_S seconds, or that is MAX_PENDING events behind, loses its request (SLOW_CONSUMER) and its session is free.
@@ -11,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -109,6 +114,10 @@ class Bridge:
         self._loop = loop
         self._stall_s = stall_s
         self._engine: EngineLike | None = None
+        self._handed: deque[list[Event]] = deque()  # by the engine, not delivered yet
+        self._bell_lock = threading.Lock()  # of the next, which a late ring must not find closed
+        self._bell: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.add_reader(self._bell, self._answer_bell)
         self._streams: dict[str, RequestStream] = {}
         self._empty = asyncio.Event()
         self.on_empty: Callable[[], None] | None = None  # told each time when the last open request has ended
@@ -118,12 +127,18 @@ class Bridge:
         self._engine = engine
 
     def detach(self) -> None:
-        """The engine has ended and takes no more requests.
+        """The engine has ended, takes no more requests and has no more to say.
 
         It and this bridge know each other, and the collector may never look at the pair (gc.freeze): without this, the
         memory of the model that the engine holds would stay.
         """
         self._engine = None
+        with self._bell_lock:
+            bell, self._bell = self._bell, None
+        if bell is not None:
+            self._loop.remove_reader(bell)
+            os.close(bell)
+        self._deliver_all()
 
     @property
     def num_open(self) -> int:
@@ -132,9 +147,10 @@ class Bridge:
 
     def sink(self, events: list[Event]) -> None:
         """Called in the engine's thread, once a step with all its events: one wake-up whatever the batch."""
-        # The loop is closed only after the engine was stopped; a late event then has no reader.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._deliver, events)
+        self._handed.append(events)
+        with self._bell_lock:
+            if self._bell is not None:  # otherwise the engine was given up, and nobody listens
+                os.eventfd_write(self._bell, 1)
 
     def submit(self, request: Request) -> RequestStream:
         """Gives a request to the engine; raises what Engine.submit raises."""
@@ -156,6 +172,16 @@ class Bridge:
             self._empty.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
+
+    def _answer_bell(self) -> None:
+        """Called in the event loop after `sink`; one call may find what several left."""
+        if self._bell is not None:
+            os.eventfd_read(self._bell)
+        self._deliver_all()
+
+    def _deliver_all(self) -> None:
+        while self._handed:
+            self._deliver(self._handed.popleft())
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:

@@ -104,14 +104,18 @@ async def bring_up(
     try:
         template = await asyncio.to_thread(parts.make_template, model)
         bridge = Bridge(asyncio.get_running_loop())
-        engine = parts.make_engine(model, max_waiting, bridge.sink)
-        bridge.attach(engine)
-        engine.start()
         try:
-            if not model.is_warm:
-                await _warm_up(model, bridge)
+            engine = parts.make_engine(model, max_waiting, bridge.sink)
+            bridge.attach(engine)
+            engine.start()
+            try:
+                if not model.is_warm:
+                    await _warm_up(model, bridge)
+            except BaseException:
+                await asyncio.to_thread(engine.stop, 0.0)
+                raise
         except BaseException:
-            await asyncio.to_thread(engine.stop, 0.0)
+            bridge.detach()
             raise
     except BaseException:
         await asyncio.to_thread(model.close)

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import statistics
 import sys
 import time
@@ -87,13 +88,17 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     await host.load(entry_of(arguments.model or DEMO))
     service, loop = GenerateService(host), asyncio.get_running_loop()
     wakes = [0]
-    real = loop.call_soon_threadsafe
 
-    def counted(*args: Any) -> Any:
-        wakes[0] += 1
-        return real(*args)
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            wakes[0] += 1
+            return real(*args)
 
-    loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        return call
+
+    # What wakes the loop from another thread: the bridge's bell, and everybody else's calls.
+    os.eventfd_write = counted(os.eventfd_write)
+    loop.call_soon_threadsafe = counted(loop.call_soon_threadsafe)  # type: ignore[method-assign]
     prompt = list(range(300, 300 + 40))
 
     async def one(index: int) -> None:

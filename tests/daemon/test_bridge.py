@@ -39,13 +39,28 @@ def open_bridge(**options):
 async def test_one_wake_up_a_step_whatever_the_batch(monkeypatch):
     _, bridge = open_bridge()
     streams = [bridge.submit(Request(str(n), [1], 1)) for n in range(8)]
-    loop, calls = asyncio.get_running_loop(), []
-    real = loop.call_soon_threadsafe
-    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: calls.append(args) or real(*args))
+    rings = []
+    real = bridging.os.eventfd_write
+    monkeypatch.setattr(bridging.os, "eventfd_write", lambda *args: rings.append(args) or real(*args))
     await asyncio.to_thread(bridge.sink, [token(str(n)) for n in range(8)])
-    assert sum(1 for args in calls if args[0] == bridge._deliver) == 1
+    assert len(rings) == 1
     for stream in streams:
         assert isinstance(await stream.next(), TokenEvent)
+
+
+async def test_what_was_handed_over_before_the_end_is_delivered_and_later_rings_are_harmless():
+    _, bridge = open_bridge()
+    stream = bridge.submit(Request("a", [1], 1))
+    await asyncio.to_thread(bridge.sink, [token(), finish()])
+    bell = bridge._bell
+    bridge.detach()
+    with pytest.raises(OSError):
+        bridging.os.eventfd_write(bell, 1)
+    assert isinstance(await stream.next(), TokenEvent)
+    assert isinstance(await stream.next(), FinishEvent)
+    bridge.sink([token("late")])
+    bridge.detach()
+    assert bridge.num_open == 0
 
 
 async def test_a_consumer_that_does_not_read_loses_its_request():
