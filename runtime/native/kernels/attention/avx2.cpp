@@ -81,9 +81,26 @@ struct Work {
 // ---- scores
 // ---------------------------------------------------------------------------------------------------
 
+// What the scores of a group ask for while they are computed: keys of a group to come, and the group's values,
+// which are wanted after the scores.  Both are as many bytes as the keys of the group.
+struct Ahead {
+    const uint8_t* keys;
+    const uint8_t* values;
+    void ask(int64_t offset) const {
+        _mm_prefetch(reinterpret_cast<const char*>(keys + offset), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(values + offset), _MM_HINT_T1);
+    }
+};
+constexpr int64_t kGroupsAhead = 4;
+// The first tile of a range asks; the others find it in the cache, and ask for what they have at hand.
+Ahead ahead_of(const Range& range, int64_t group, int64_t n_groups, bool first_tile) {
+    if (!first_tile) return {range.keys[group], range.keys[group]};
+    return {range.keys[group + kGroupsAhead < n_groups ? group + kGroupsAhead : group], range.values[group]};
+}
+
 // Scores of kRows heads at the kBlocks groups from `group` on.
 template <int kRows, int kBlocks>
-void score_f16(const Tile& tile, const Range& range, int64_t group, float* scores) {
+void score_f16(const Tile& tile, const Range& range, int64_t group, const Ahead* ahead, float* scores) {
     __m256 acc[kRows][2 * kBlocks];
     for (auto& row : acc) {
         for (auto& lane : row) lane = _mm256_setzero_ps();
@@ -98,6 +115,9 @@ void score_f16(const Tile& tile, const Range& range, int64_t group, float* score
             const __m256 query = _mm256_broadcast_ss(tile.q[r] + i);
             for (int v = 0; v < 2 * kBlocks; ++v) acc[r][v] = _mm256_fmadd_ps(query, key[v], acc[r][v]);
         }
+        if (i % 2 == 0) {
+            for (int b = 0; b < kBlocks; ++b) ahead[b].ask(i * 32);
+        }
     }
     for (int r = 0; r < kRows; ++r) {
         float* out = scores + r * kAttentionRange + group * kKeyGroup;
@@ -108,7 +128,7 @@ void score_f16(const Tile& tile, const Range& range, int64_t group, float* score
 }
 
 template <int kRows>
-void score_q8(const Tile& tile, const Range& range, int64_t group, float* scores) {
+void score_q8(const Tile& tile, const Range& range, int64_t group, const Ahead& ahead, float* scores) {
     const uint8_t* keys = range.keys[group];
     const uint8_t* scales = keys + kKeyGroup * range.head_dim;
     __m256 acc[kRows][2];
@@ -127,6 +147,7 @@ void score_q8(const Tile& tile, const Range& range, int64_t group, float* scores
                 dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(low, query));
                 dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(high, query));
             }
+            if (pair % 2 == 0) ahead.ask(pair * 32);
         }
         const __m256 d[2] = {load_halves(scales + block * 32), load_halves(scales + block * 32 + 16)};
         for (int r = 0; r < kRows; ++r) {
@@ -253,20 +274,28 @@ void merge(float* out, float* max, float* total, const float* part, float part_m
 }
 
 template <bool kQ8, int kRows>
-void attend_tile(const Tile& tile, const Range& range, const Work& work) {
+void attend_tile(const Tile& tile, const Range& range, const Work& work, bool first_tile) {
     int64_t most = 0;
     for (int r = 0; r < kRows; ++r) most = tile.count[r] > most ? tile.count[r] : most;
     const int64_t n_groups = (most + kKeyGroup - 1) / kKeyGroup;
     int64_t group = 0;
     if constexpr (kQ8) {
-        for (; group < n_groups; ++group) score_q8<kRows>(tile, range, group, work.scores);
+        for (; group < n_groups; ++group) {
+            const Ahead ahead = ahead_of(range, group, n_groups, first_tile);
+            score_q8<kRows>(tile, range, group, ahead, work.scores);
+        }
     } else {
         // Few heads: more positions at once, so that the sums do not wait for one another.
         constexpr int kBlocks = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;
         for (; group + kBlocks <= n_groups; group += kBlocks) {
-            score_f16<kRows, kBlocks>(tile, range, group, work.scores);
+            Ahead ahead[kBlocks];
+            for (int b = 0; b < kBlocks; ++b) ahead[b] = ahead_of(range, group + b, n_groups, first_tile);
+            score_f16<kRows, kBlocks>(tile, range, group, ahead, work.scores);
         }
-        for (; group < n_groups; ++group) score_f16<kRows, 1>(tile, range, group, work.scores);
+        for (; group < n_groups; ++group) {
+            const Ahead ahead = ahead_of(range, group, n_groups, first_tile);
+            score_f16<kRows, 1>(tile, range, group, &ahead, work.scores);
+        }
     }
     float max[kRows], total[kRows];
     for (int r = 0; r < kRows; ++r) {
@@ -299,11 +328,11 @@ void attend_tile(const Tile& tile, const Range& range, const Work& work) {
 }
 
 template <bool kQ8, int kRows = kMaxRows>
-void attend_tile_of(int64_t rows, const Tile& tile, const Range& range, const Work& work) {
+void attend_tile_of(int64_t rows, const Tile& tile, const Range& range, const Work& work, bool first_tile) {
     if constexpr (kRows > 1) {
-        if (rows < kRows) return attend_tile_of<kQ8, kRows - 1>(rows, tile, range, work);
+        if (rows < kRows) return attend_tile_of<kQ8, kRows - 1>(rows, tile, range, work, first_tile);
     }
-    attend_tile<kQ8, kRows>(tile, range, work);
+    attend_tile<kQ8, kRows>(tile, range, work, first_tile);
 }
 
 // ---- all rows
@@ -385,6 +414,7 @@ void attend(const AttentionArgs& args) {
         find_groups(args, begin, end, &range);
         Tile tile;
         int64_t n_tile = 0, left = 0;
+        bool first_tile = true;
         const auto sees = [&](const AttentionRow& row) {
             return row.end > begin && row.begin < begin + kAttentionRange;
         };
@@ -406,7 +436,8 @@ void attend(const AttentionArgs& args) {
                 ++n_tile;
                 const int64_t n_tiles = (left + kMaxRows - 1) / kMaxRows;
                 if (n_tile < (left + n_tiles - 1) / n_tiles) continue;
-                attend_tile_of<kQ8>(n_tile, tile, range, work);
+                attend_tile_of<kQ8>(n_tile, tile, range, work, first_tile);
+                first_tile = false;
                 left -= n_tile;
                 n_tile = 0;
             }
