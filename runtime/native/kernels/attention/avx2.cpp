@@ -81,8 +81,8 @@ struct Work {
 // ---- scores
 // ---------------------------------------------------------------------------------------------------
 
-// What the scores of a group ask for while they are computed: keys of a group to come, and the group's values,
-// which are wanted after the scores.  Both are as many bytes as the keys of the group.
+// What the scores of a group ask for while they are computed: keys of a group to come, and the group's
+// values, which are wanted after the scores.  Both are as many bytes as the keys of the group.
 struct Ahead {
     const uint8_t* keys;
     const uint8_t* values;
