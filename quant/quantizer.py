@@ -41,7 +41,7 @@ __all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
 
 MAX_THREADS = 256
 MAX_WORKERS = 4  # chunks that are encoded at the same time, each by its share of the threads
-_WAITING_WRITES = 4  # encoded chunks that may wait for the one that is being written
+_WAITING_WRITES = 8  # encoded chunks that may wait for the one that is being written
 _REREAD_BYTES = 4 << 20
 
 

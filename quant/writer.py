@@ -25,7 +25,7 @@ from quant.errors import CannotCreateError, DiskFullError, OutputError, OutputEx
 from quant.journal import Finished, Journal
 from runtime.errors import QuantdError
 
-FLUSH_BYTES = 32 << 20  # written bytes that make one flush; as many again may wait while it runs
+FLUSH_BYTES = 128 << 20  # written bytes that make one flush; as many again may wait while it runs
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _OPEN_TRIES = 8
