@@ -4,7 +4,6 @@ Two things are measured.  How much each tensor matters: one tensor at a time is 
 text runs through it, and the KL divergence to the original's answers counts.  And what each type loses of each tensor: its
 weighted error on a sample of rows.  The divergence of a tensor is taken to be in proportion to its error, and that of the
 model to be the sum; then the best types within the bytes are those that buy the most per byte everywhere.
-Source: research/quantization.md section 3.4.
 """
 
 from __future__ import annotations

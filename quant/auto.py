@@ -16,7 +16,7 @@ from runtime.memory import MemoryPlan, RuntimeSettings, format_bytes, plan_memor
 from runtime.models.config import read_config
 
 AUTO = "auto"
-# From what loses least to what is smallest; the published divergences (research/quantization.md section 6.3) order them.
+# From what loses least to what is smallest, by the divergences that llama.cpp publishes (tools/quantize).
 BEST_FIRST = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_XS"),
     *("Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S"),

@@ -1,9 +1,8 @@
 """How far a quantized model is from its original on a text: paired perplexity and Kullback-Leibler divergence.
 
 The method of `llama-perplexity --kl-divergence`: chunks and scored positions are those of quant.perplexity; at each of them
-both models give the distribution of the next token.  KL divergence is sum p ln(p / q), p the original's.  Source:
-research/quantization.md section 6.2.  Both models run at once, a part of a chunk at a time: nothing is kept but one number
-a position.
+both models give the distribution of the next token.  KL divergence is sum p ln(p / q), p the original's.  Both models run
+at once, a part of a chunk at a time: nothing is kept but one number a position.
 """
 
 from __future__ import annotations

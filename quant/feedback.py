@@ -3,8 +3,8 @@
 Rounding to nearest loses least of each weight alone; what counts is the row's product with an input.  Channels go together, so
 a weight that was rounded up can be made good by rounding others down.  Within each run of 256 columns the levels are chosen one
 after the other, the column of the largest input first, each for what the ones before it lost; then each once more, given all
-others, until none changes.  Scales stay those of the importance-weighted search.  Source: research/quantization.md section 3.5
-(GPTQ, Frantar et al. 2022; LDLQ, Chee et al. 2023), within blocks.
+others, until none changes.  Scales stay those of the importance-weighted search.  Sources: GPTQ (Frantar
+et al. 2022) and LDLQ (Chee et al. 2023), within blocks.
 """
 
 from __future__ import annotations

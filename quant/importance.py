@@ -3,7 +3,7 @@
 The importance of a column is the mean square of what it is multiplied with, the diagonal of the layer's Hessian.  It
 comes from running a short text through the unquantized model, whose weights are used where they lie in the mapped file,
 or from an imatrix file of llama.cpp: GGUF (`NAME.in_sum2`, `NAME.counts`) or the older .dat form.
-Source: research/quantization.md section 3.
+Source: the imatrix tool of llama.cpp (tools/imatrix).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The text is tokenized once and cut into chunks of `ctx` tokens; what is left over is dropped.  The first token of each
 chunk becomes BOS where the model adds one.  Only the second half of a chunk is scored, where every token has at least
-half a context before it: ctx - ctx // 2 - 1 predictions.  Source: research/quantization.md section 6.1.
+half a context before it: ctx - ctx // 2 - 1 predictions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which tensor gets which type: llama-quantize's rules, applied to a whole model at once.
 
 The rules count tensors in the order in which llama-quantize visits them, so the plan of a whole model is made at once.
-Source: research/quantization.md section 1.
+Source: the quantizer of llama.cpp (src/llama-quant.cpp).
 """
 
 from __future__ import annotations

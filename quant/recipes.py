@@ -2,7 +2,7 @@
 
 A recipe has a default type and exceptions for the tensors that suffer most.  quant/policy.py applies them to a model.
 A recipe is offered once every type that it can need has an encoder in the native core.
-Source: research/quantization.md section 1; checked against llama-quantize's own answers in tests/quant.
+Source: the quantizer of llama.cpp (src/llama-quant.cpp); checked against llama-quantize's own answers in tests/quant.
 """
 
 from __future__ import annotations
