@@ -159,10 +159,11 @@ def test_agrees_with_llama_perplexity(shared_dir, name):
     assert result.stderr == pytest.approx(reference["stderr"], rel=0.01)
 
 
-# llama-perplexity -m FILE -f ops/demo/heldout.txt -c 512 --chunks 8, its fourth number; llama.cpp of llama-cpp-python 0.3.36.
+# llama-perplexity -m FILE -f ops/demo/heldout.txt -c 512 --chunks 8; llama.cpp of llama-cpp-python 0.3.36, whose
+# two ways to multiply differ by 0.3 % after four chunks and by 0.15 % after eight.
 # The second is of the Q4_K_M file that `quantd quantize` makes of the first: when its bytes change, it is to be measured anew.
-LLAMA_PERPLEXITY = {"F16": 121.5313, "Q4_K_M": 123.8699}
-Q4_K_M_DATA = "f6de47a9bb0b0ddda3d207ddd176f6e7df47d6fa9e4354235176fc9d25d6b3a7"
+LLAMA_PERPLEXITY = {"F16": 128.1305, "Q4_K_M": 133.5212}
+Q4_K_M_DATA = "bc0c9f172ab2c61ec0a545da9af0773bc326518d3fdbe39d77006f7e6fcfe5c3"
 
 
 @pytest.mark.parametrize("recipe", LLAMA_PERPLEXITY)
@@ -174,7 +175,7 @@ def test_is_that_of_llama_perplexity(tmp_path, recipe):
     model = load(path)
     try:
         result = measure(
-            model, (DEMO.parent / "heldout.txt").read_text(encoding="utf-8"), chunks=4, step_rows=512
+            model, (DEMO.parent / "heldout.txt").read_text(encoding="utf-8"), chunks=8, step_rows=512
         )
     finally:
         model.close()
