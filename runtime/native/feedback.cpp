@@ -1,19 +1,17 @@
 #include "feedback.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <thread>
 
 #include "block_levels.h"
-#include "float_mode.h"
 #include "kernels.h"
 #include "kernels/encode/encode.h"
 #include "kernels/feedback/feedback.h"
+#include "task_threads.h"
 
 namespace quantd {
 namespace feedback {
@@ -39,21 +37,6 @@ constexpr double kDamping = 0.01;
 // Off the diagonal moments shrink by n_seen / (n_seen + kPriorInputs): estimated from few inputs they are too
 // large.
 constexpr double kPriorInputs = 1000.0;
-
-// body(task) for all tasks on n_threads threads.
-template <typename Body>
-void on_threads(int64_t n_tasks, int n_threads, const Body& body) {
-    std::atomic<int64_t> next{0};
-    const auto work = [&] {
-        const DefaultFloatMode float_mode;
-        for (int64_t task = next.fetch_add(1); task < n_tasks; task = next.fetch_add(1)) body(task);
-    };
-    std::vector<std::jthread> helpers;
-    const auto n_helpers = std::clamp<int64_t>(n_threads, 1, std::max<int64_t>(n_tasks, 1)) - 1;
-    helpers.reserve(static_cast<size_t>(n_helpers));
-    for (int64_t i = 0; i < n_helpers; ++i) helpers.emplace_back(work);
-    work();
-}
 
 // Row k of `lower` (n, n), columns up to k, becomes that of L where matrix = L^T L: from the last row up, so
 // that L^T is the upper triangular factor of the columns in their order.
@@ -119,13 +102,12 @@ FeedbackFactors::Run factors_of(const float* moments, size_t n, int64_t n_seen) 
 
 // The columns of one run of n_rows rows, at most kRows, from first_row on.
 void choose_rows(const QuantizeRows& job, const FeedbackFactors::Run& factors, int64_t first_column,
-                 int64_t first_row, int64_t n_rows, const encode::Encoders& encoders,
+                 int64_t first_row, int64_t n_rows, encode::LoadFn load,
                  const feedback::Functions& functions) {
     const auto n = static_cast<int64_t>(factors.order.size());
     const TypeTraits& source = type_traits(job.source_type);
     const TypeTraits& target = type_traits(job.target_type);
     const LevelKind kind = level_kind(job.target_type);
-    const auto load = encoders.load[static_cast<uint32_t>(job.source_type)];
     // One row; all of them, columns in the order of choosing.  Rows that are missing are zeros.
     float row_x[kColumns], row_step[kColumns], row_offset[kColumns];
     uint8_t row_q[kColumns];
@@ -175,10 +157,7 @@ FeedbackFactors::FeedbackFactors(const float* moments, int64_t n_cols, int64_t n
 void feed_back(const QuantizeRows& job, const FeedbackFactors& factors) {
     const encode::Encoders& encoders = encode::encoders_for(job.level);
     const feedback::Functions& functions = feedback::functions_for(job.level);
-    const auto source_id = static_cast<uint32_t>(job.source_type);
-    if (source_id >= kMaxTypes || encoders.load[source_id] == nullptr) {
-        throw std::invalid_argument("source type must be F32, F16 or BF16");
-    }
+    const encode::LoadFn load = encode::loader_of(encoders, job.source_type);
     if (level_kind(job.target_type).n_levels == 0) {
         throw std::invalid_argument(std::string("no levels to choose in type ") +
                                     type_traits(job.target_type).name);
@@ -191,7 +170,7 @@ void feed_back(const QuantizeRows& job, const FeedbackFactors& factors) {
         const int64_t run = task / row_tasks, first_row = task % row_tasks * kRows;
         const FeedbackFactors::Run& of_run = factors.runs()[static_cast<size_t>(run)];
         if (!of_run.is_usable) return;
-        choose_rows(job, of_run, run * kColumns, first_row, std::min(kRows, job.n_rows - first_row), encoders,
+        choose_rows(job, of_run, run * kColumns, first_row, std::min(kRows, job.n_rows - first_row), load,
                     functions);
     });
 }

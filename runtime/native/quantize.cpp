@@ -7,12 +7,12 @@
 #include <limits>
 #include <stdexcept>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "float_mode.h"
 #include "kernels.h"
 #include "kernels/encode/encode.h"
+#include "task_threads.h"
 
 namespace quantd {
 namespace encode {
@@ -55,6 +55,14 @@ const Encoders& encoders_for(const char* level) {
     if (name == kAvx2.level) return kAvx2;
 #endif
     return kScalar;
+}
+
+LoadFn loader_of(const Encoders& encoders, Type source_type) {
+    const auto id = static_cast<uint32_t>(source_type);
+    if (id >= kMaxTypes || encoders.load[id] == nullptr) {
+        throw std::invalid_argument("source type must be F32, F16 or BF16");
+    }
+    return encoders.load[id];
 }
 
 }  // namespace encode
@@ -100,48 +108,34 @@ void tile_importance(const std::vector<float>& importance, int64_t begin, int64_
     }
 }
 
-void run_tasks(const QuantizeRows& job, const encode::Encoders& encoders,
-               const std::vector<float>& importance, std::atomic<int64_t>& next_task,
-               std::atomic<int64_t>& first_fault) {
-    const DefaultFloatMode float_mode;
+// One task of a job.  A task behind a known fault is left out; those before it are not, so that the smallest
+// is found whatever thread is faster.
+void run_task(const QuantizeRows& job, const encode::Encoders& encoders, const std::vector<float>& importance,
+              int64_t task, std::atomic<int64_t>& first_fault) {
+    const int64_t begin = task * kTaskElements;
+    if (begin > first_fault.load(std::memory_order_relaxed)) return;
     const TypeTraits& source = type_traits(job.source_type);
     const TypeTraits& target = type_traits(job.target_type);
-    const auto load = encoders.load[static_cast<uint32_t>(job.source_type)];
-    const auto encode = encoders.encode[static_cast<uint32_t>(job.target_type)];
     const float max_abs = encode::max_abs(job.target_type);
-    const int64_t total = job.n_rows * job.n_cols;
     alignas(64) float x[kTaskElements];
     alignas(64) float weights[kTaskElements];
-    while (first_fault.load(std::memory_order_relaxed) == total) {
-        const int64_t begin = next_task.fetch_add(1) * kTaskElements;
-        if (begin >= total) return;
-        const int64_t n = std::min(kTaskElements, total - begin);
-        const uint32_t largest = load(job.source + begin * source.block_bytes, x, n);
-        float largest_value;
-        std::memcpy(&largest_value, &largest, sizeof(largest_value));
-        if (!(largest_value <= max_abs)) {
-            const auto is_bad = [&](float value) { return !(std::fabs(value) <= max_abs); };
-            const int64_t fault = begin + (std::find_if(x, x + n, is_bad) - x);
-            int64_t known = first_fault.load();
-            while (fault < known && !first_fault.compare_exchange_weak(known, fault)) {
-            }
-            return;
+    const int64_t n = std::min(kTaskElements, job.n_rows * job.n_cols - begin);
+    const auto load = encoders.load[static_cast<uint32_t>(job.source_type)];
+    const uint32_t largest = load(job.source + begin * source.block_bytes, x, n);
+    float largest_value;
+    std::memcpy(&largest_value, &largest, sizeof(largest_value));
+    if (!(largest_value <= max_abs)) {
+        const auto is_bad = [&](float value) { return !(std::fabs(value) <= max_abs); };
+        const int64_t fault = begin + (std::find_if(x, x + n, is_bad) - x);
+        int64_t known = first_fault.load();
+        while (fault < known && !first_fault.compare_exchange_weak(known, fault)) {
         }
-        if (!importance.empty()) tile_importance(importance, begin, n, weights);
-        encode(x, importance.empty() ? nullptr : weights,
-               job.out + begin / target.block_elements * target.block_bytes, n / target.block_elements);
+        return;
     }
-}
-
-using LoadFn = uint32_t (*)(const uint8_t*, float*, int64_t);
-
-// Throws std::invalid_argument for a type that is no source.
-LoadFn loader_of(const encode::Encoders& encoders, Type source_type) {
-    const auto id = static_cast<uint32_t>(source_type);
-    if (id >= kMaxTypes || encoders.load[id] == nullptr) {
-        throw std::invalid_argument("source type must be F32, F16 or BF16");
-    }
-    return encoders.load[id];
+    if (!importance.empty()) tile_importance(importance, begin, n, weights);
+    encoders.encode[static_cast<uint32_t>(job.target_type)](
+        x, importance.empty() ? nullptr : weights,
+        job.out + begin / target.block_elements * target.block_bytes, n / target.block_elements);
 }
 
 constexpr int kLossLanes = 8;
@@ -175,7 +169,7 @@ EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t e
     const DefaultFloatMode float_mode;
     const encode::Encoders& encoders = encode::encoders_for(job.level);
     const Kernels& kernels = kernels_for(job.level);
-    const LoadFn load = loader_of(encoders, job.source_type);
+    const encode::LoadFn load = encode::loader_of(encoders, job.source_type);
     const auto target_id = static_cast<uint32_t>(job.target_type);
     if (target_id >= kMaxTypes || kernels.dequantize_row[target_id] == nullptr) {
         throw std::invalid_argument(std::string("no decoder for type ") + type_traits(target_id).name);
@@ -205,27 +199,16 @@ EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t e
 
 QuantizeFault quantize_rows(const QuantizeRows& job) {
     const encode::Encoders& encoders = encode::encoders_for(job.level);
-    const LoadFn load = loader_of(encoders, job.source_type);
+    const encode::LoadFn load = encode::loader_of(encoders, job.source_type);
     const auto target_id = static_cast<uint32_t>(job.target_type);
     if (target_id >= kMaxTypes || encoders.encode[target_id] == nullptr) {
         throw std::invalid_argument(std::string("no encoder for type ") + type_traits(target_id).name);
     }
     const std::vector<float> importance = relative_importance(job.importance, job.n_cols);
     const int64_t total = job.n_rows * job.n_cols;
-    // Tasks are handed out in order and every one that was handed out is finished, so the smallest fault is
-    // exact.
-    std::atomic<int64_t> next_task{0}, first_fault{total};
-    const int64_t n_tasks = (total + kTaskElements - 1) / kTaskElements;
-    const auto n_threads =
-        static_cast<int>(std::clamp<int64_t>(job.n_threads, 1, std::max<int64_t>(n_tasks, 1)));
-    {
-        std::vector<std::jthread> helpers;
-        helpers.reserve(static_cast<size_t>(n_threads - 1));
-        for (int i = 1; i < n_threads; ++i) {
-            helpers.emplace_back([&] { run_tasks(job, encoders, importance, next_task, first_fault); });
-        }
-        run_tasks(job, encoders, importance, next_task, first_fault);
-    }
+    std::atomic<int64_t> first_fault{total};
+    on_threads((total + kTaskElements - 1) / kTaskElements, job.n_threads,
+               [&](int64_t task) { run_task(job, encoders, importance, task, first_fault); });
     QuantizeFault fault;
     if (const int64_t element = first_fault.load(); element < total) {
         const TypeTraits& source = type_traits(job.source_type);

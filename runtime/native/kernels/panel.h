@@ -215,6 +215,8 @@ inline int64_t offset_ahead(int64_t at, int64_t distance, int64_t n_blocks, int6
     const int64_t ahead = at + distance;
     return ahead < n_blocks ? ahead * block_bytes : (ahead - n_blocks) * block_bytes + next_rows_bytes;
 }
+// The lines at which a block's steps of 64 bytes begin.  Few rows walk on at once: where a block ends in one
+// line more, the next step asks for it; asking for every line made them slower.
 template <int64_t kBytes>
 [[gnu::always_inline]] inline void prefetch_block(const uint8_t* p) {
 #pragma GCC unroll 8

@@ -16,13 +16,14 @@ namespace quantd::encode {
 // average and in [0, 2^20]; nullptr where nothing is known.
 using EncodeFn = void (*)(const float* x, const float* importance, uint8_t* out, int64_t n_blocks);
 
+// Source elements of F32, F16 or BF16 (little-endian, any alignment) to floats.  Gives the bits of the
+// largest |x|: 0x7f800000 and more mean that an infinity or a NaN is among them.
+using LoadFn = uint32_t (*)(const uint8_t* source, float* out, int64_t n);
+
 struct Encoders {
     const char* level;  // "scalar", "avx2", "avx512vnni"
 
-    // Source elements of F32, F16 or BF16 (little-endian, any alignment) to floats.  Gives the bits of the
-    // largest |x|: 0x7f800000 and more mean that an infinity or a NaN is among them.  nullptr: not a source
-    // type.
-    uint32_t (*load[kMaxTypes])(const uint8_t* source, float* out, int64_t n);
+    LoadFn load[kMaxTypes];  // nullptr: not a source type
 
     // nullptr: no encoder for this type.
     EncodeFn encode[kMaxTypes];
@@ -40,5 +41,8 @@ extern const Encoders kAvx512Vnni;
 // The encoders of a level that this CPU has; nullptr: the level that QUANTD_CPU_LEVEL names, else the best.
 // Throws std::invalid_argument.
 const Encoders& encoders_for(const char* level);
+
+// Throws std::invalid_argument for a type that is no source.
+LoadFn loader_of(const Encoders& encoders, Type source_type);
 
 }  // namespace quantd::encode
