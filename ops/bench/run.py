@@ -73,6 +73,7 @@ def speed(table: Table, model: Path, engines: list[Engine], arguments: argparse.
                 try:
                     for point, tokens_per_s in engine.measure(model, arguments.threads, group):
                         table[point][engine.name].append(tokens_per_s)
+                        print(f"    {point}: {tokens_per_s:.2f}", file=sys.stderr, flush=True)
                 except subprocess.SubprocessError as error:
                     dead.add((engine.name, group))
                     print(f"{engine.name} failed, left out: {error}", file=sys.stderr, flush=True)
