@@ -19,6 +19,8 @@
 //
 // A Kernel has
 //     kBlockBytes, kFewRows         bytes of what one block of the loops below is, and the crossover
+//     kTileRows                     activation rows of a tile: those whose sums stay in registers beside two
+//                                   panels
 //     kPanelRows                    weight rows of one panel, a multiple of 16; its bytes stay in L1
 //     Panel                         eight unpacked weight rows of one block
 //     Tile                          up to kTileRows activation rows of one block, packed
@@ -36,10 +38,7 @@
 namespace quantd {
 namespace {
 
-constexpr int kLanes = 8;  // weight rows of a vector
-// Activation rows of a tile: 2 x 4 sums of words stay in registers beside 2 weights, 1 activation and 1
-// product.  Six rows fit too, and were 9 % slower.
-constexpr int kTileRows = 4;
+constexpr int kLanes = 8;             // weight rows of a vector
 constexpr int64_t kTokenBlock = 132;  // activation rows that meet a panel; bounds the scratch on the stack
 
 inline __m128i load128(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
@@ -313,7 +312,7 @@ void run_panel(const MatmulArgs& args, int64_t begin, int64_t end, int64_t first
     typename Kernel::Tile tile;
     for (int64_t i = 0; i < n * Kernel::kPanelRows; ++i) acc[i] = 0.0f;
     const int64_t n_panels = (end - begin + 2 * kLanes - 1) / (2 * kLanes) * 2;
-    const int64_t n_tiles = (n + kTileRows - 1) / kTileRows;
+    const int64_t n_tiles = (n + Kernel::kTileRows - 1) / Kernel::kTileRows;
     const int64_t n_blocks = Kernel::n_blocks(args.n_in);
     Rows rows[Kernel::kPanelRows / kLanes];
     for (int64_t p = 0; p < n_panels; ++p) rows[p] = rows_from(args, begin + p * kLanes, 1, end);
@@ -330,8 +329,8 @@ void run_panel(const MatmulArgs& args, int64_t begin, int64_t end, int64_t first
             const int64_t n_asked = t < 2 * kLanes ? (2 * kLanes - 1 - t) / n_tiles + 1 : 0;
             const Ahead ahead{next_block + t * args.row_bytes, n_tiles * args.row_bytes,
                               2 * kLanes * args.row_bytes, n_asked};
-            multiply_tile_of<Kernel, kTileRows>(static_cast<int>(next - row), panels, n_panels, tile, ahead,
-                                                acc + row * Kernel::kPanelRows);
+            multiply_tile_of<Kernel, Kernel::kTileRows>(static_cast<int>(next - row), panels, n_panels, tile,
+                                                        ahead, acc + row * Kernel::kPanelRows);
             row = next;
         }
     }

@@ -21,6 +21,7 @@ template <class Format, int kFew>
 struct Kernel {
     static constexpr int64_t kBlockBytes = kUnitBlocks * Format::kBytes;
     static constexpr int kFewRows = kFew;
+    static constexpr int kTileRows = 4;  // as in ../matmul_q8_256
     static constexpr int64_t kPanelRows = Format::kSigned ? 32 : 64;
     static constexpr int kBlockVectors = Format::kSigned ? 16 : 8;
     static constexpr int64_t kTileBlockBytes = Format::kSigned ? 64 : 32;
