@@ -123,9 +123,21 @@ inline __m256i sum_across(const __m256i* in) {
 // it, and store them.
 inline void keep(__m256i& sum) { asm("" : "+x"(sum)); }
 
+// sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1], of words.
+inline __m256i add_products(__m256i sum, __m256i a, __m256i b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+
 // Products of four unsigned weight bytes and four signed activations: sums of two, two words a lane.
 // The widest products of the kernels, 63 * 127 * 2, fit.
 inline __m256i products(__m256i weight, __m256i act) { return _mm256_maddubs_epi16(weight, act); }
+
+// The same of quants with all eight bits and a sign, which goes to the activation.
+template <bool kSigned>
+__m256i pairs(__m256i q, __m256i act) {
+    if constexpr (kSigned) return products(_mm256_abs_epi8(q), _mm256_sign_epi8(act, q));
+    return products(q, act);
+}
 
 // sum[half][row] = [sum[half][row] +] the words' products over kSteps steps of four elements, for two panels.
 // weight[half]: kSteps vectors; act: kSteps dwords of row 0, those of the next row act_stride bytes on.

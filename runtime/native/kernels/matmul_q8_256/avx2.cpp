@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "kernels/levels.h"
+#include "kernels/matmul_q8_256/few_rows.h"
 #include "kernels/matmul_q8_256/formats.h"
 #include "kernels/panel.h"
 
@@ -110,69 +111,15 @@ struct Kernel {
                 float* out = acc + r * kPanelRows + half * kLanes;
                 __m256i whole = sum[half][r];
                 if constexpr (Format::kOffsetBits > 0 && !Format::kWrap)
-                    whole = without_offset(whole, two[half].header, tail);
+                    whole = without_offset<Format>(whole, two[half].header, tail);
                 _mm256_store_ps(out, Format::finish(_mm256_load_ps(out), whole, two[half].header, tail));
             }
         }
     }
 
-    static __m256i without_offset(__m256i sum, const typename Format::Header& header, const uint8_t* tail) {
-        return _mm256_sub_epi32(sum, _mm256_slli_epi32(scaled_sums(header.scale, tail), Format::kOffsetBits));
-    }
-
-    // The scale or the two scales of 32 elements of row i, as words.
-    static __m256i scale_of(const typename Format::Header& header, int group, int i) {
-        const auto at = [&](int index) {
-            return broadcast32(reinterpret_cast<const uint8_t*>(header.scale + index) + 4 * i);
-        };
-        if constexpr (Format::kScaleElements == 32) {
-            return at(group);
-        } else {
-            return _mm256_blend_epi32(at(2 * group), at(2 * group + 1), 0xf0);
-        }
-    }
-
     template <int kRows>
     static void few(const Rows& rows, const MatmulArgs& args, int64_t next_rows_bytes, __m256* acc) {
-        __m256 total[kRows];
-        for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
-        const int64_t n = n_blocks(args.n_in);
-        for (int64_t at = 0; at < n; ++at) {
-            const int64_t ahead = offset_ahead(at, 8, n, kBlockBytes, next_rows_bytes);
-            const Rows blocks = advance(rows, at * kBlockBytes);
-            const uint8_t* act = args.act + at * kActBytes;
-            typename Format::Header header;
-            Format::decode(blocks, header);
-            __m256i sum[kRows][kLanes];
-#pragma GCC unroll 1
-            for (int i = 0; i < kLanes; ++i) {
-                prefetch_block<kBlockBytes>(rows[i] + ahead);
-                __m256i part[kRows];
-                for (int r = 0; r < kRows; ++r) part[r] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-                for (int group = 0; group < 8; ++group) {
-                    const __m256i q = Format::quants(blocks[i], group), scale = scale_of(header, group, i);
-                    for (int r = 0; r < kRows; ++r) {
-                        const __m256i a = load256(act + r * args.act_stride + 32 * kGroupOrder[group]);
-                        part[r] = _mm256_add_epi32(part[r], _mm256_madd_epi16(pairs(q, a), scale));
-                    }
-                }
-                for (int r = 0; r < kRows; ++r) sum[r][i] = part[r];
-            }
-            for (int r = 0; r < kRows; ++r) {
-                const uint8_t* tail = act + r * args.act_stride + kActTail;
-                __m256i whole = sum_across(sum[r]);
-                if constexpr (Format::kOffsetBits > 0) whole = without_offset(whole, header, tail);
-                total[r] = Format::finish(total[r], whole, header, tail);
-            }
-        }
-        for (int r = 0; r < kRows; ++r) acc[r] = total[r];
-    }
-
-    // Sums of two products each; a product of all eight bits takes the sign of the quant to the activation.
-    static __m256i pairs(__m256i q, __m256i act) {
-        if constexpr (Format::kSigned) return products(_mm256_abs_epi8(q), _mm256_sign_epi8(act, q));
-        return products(q, act);
+        few_rows<Format, kRows>(rows, args, next_rows_bytes, acc);
     }
 };
 

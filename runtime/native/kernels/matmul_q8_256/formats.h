@@ -35,7 +35,7 @@ __m256i pick_signed(__m256i dwords, int at) {
 
 // Two words of one activation times two words of each weight row.
 __m256i add_pairs(__m256i sum, __m256i weights, const uint8_t* act) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, broadcast32(act)));
+    return add_products(sum, weights, broadcast32(act));
 }
 
 // sum_j scale[j] * sums[j] over the sixteen sums of 16 activations.

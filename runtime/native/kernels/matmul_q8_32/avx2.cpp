@@ -6,13 +6,12 @@
 #include <immintrin.h>
 
 #include "kernels/levels.h"
+#include "kernels/matmul_q8_32/few_rows.h"
 #include "kernels/matmul_q8_32/formats.h"
 #include "kernels/panel.h"
 
 namespace quantd::avx2 {
 namespace {
-
-constexpr int64_t kUnitBlocks = 8;
 
 // ---- the kernel
 // ------------------------------------------------------------------------------------------------
@@ -38,11 +37,7 @@ struct Kernel {
         int64_t n_blocks;  // 1 to kUnitBlocks
     };
 
-    static int64_t n_blocks(int64_t n_in) { return (n_in / kQ32 + kUnitBlocks - 1) / kUnitBlocks; }
-    static int64_t blocks_of(int64_t n_in, int64_t at) {
-        const int64_t left = n_in / kQ32 - at * kUnitBlocks;
-        return left < kUnitBlocks ? left : kUnitBlocks;
-    }
+    static int64_t n_blocks(int64_t n_in) { return n_units(n_in); }
 
     static void unpack(const Rows& rows, int64_t at, int64_t n_in, Panel* out) {
         const int64_t count = blocks_of(n_in, at);
@@ -71,20 +66,6 @@ struct Kernel {
                 __builtin_memcpy(out + kTileSums + 4 * b, row + args.n_in + (row_blocks + begin + b) * 4, 4);
             }
         }
-    }
-
-    // acc + what one block adds; sum: the products of stored quants and activations.
-    static __m256 add_block(__m256 acc, __m256i sum, __m256 d, __m256 min, const uint8_t* act_scale,
-                            const uint8_t* act_sum) {
-        __m256 value = _mm256_cvtepi32_ps(sum);
-        if constexpr (Format::kOffset != 0) {  // exact
-            value = _mm256_fnmadd_ps(_mm256_set1_ps(Format::kOffset), broadcast_float(act_sum), value);
-        }
-        const __m256 scale = broadcast_float(act_scale);
-        acc = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), value, acc);
-        if constexpr (Format::kHasMin)
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(min, scale), broadcast_float(act_sum), acc);
-        return acc;
     }
 
     // Not inlined: GCC would move what does not depend on the panel before the loop over panels, into memory.
@@ -123,8 +104,8 @@ struct Kernel {
                 const __m256 min = Format::kHasMin ? two[half].min[b] : _mm256_setzero_ps();
                 for (int r = 0; r < kRows; ++r) {
                     const uint8_t* row = tile.bytes + r * kTileBytes + 4 * b;
-                    acc[half][r] = add_block(acc[half][r], sum[half][r], two[half].d[b], min,
-                                             row + kTileScales, row + kTileSums);
+                    acc[half][r] = add_block<Format>(acc[half][r], sum[half][r], two[half].d[b], min,
+                                                     row + kTileScales, row + kTileSums);
                 }
             }
             asked = prefetch_part<kBlockBytes>(ahead, asked, b, tile.n_blocks);
@@ -135,43 +116,9 @@ struct Kernel {
         }
     }
 
-    static __m256i add_words(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
-
     template <int kRows>
     static void few(const Rows& rows, const MatmulArgs& args, int64_t next_rows_bytes, __m256* acc) {
-        __m256 total[kRows];
-        for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_ps();
-        const int64_t n = n_blocks(args.n_in), row_blocks = args.n_in / kQ32;
-        for (int64_t at = 0; at < n; ++at) {
-            const int64_t ahead = offset_ahead(at, 6, n, kBlockBytes, next_rows_bytes);
-            for (int i = 0; i < kLanes; ++i) prefetch_block<kBlockBytes>(rows[i] + ahead);
-            const int64_t end = at * kUnitBlocks + blocks_of(args.n_in, at);
-#pragma GCC unroll 1
-            for (int64_t b = at * kUnitBlocks; b < end; ++b) {
-                const Rows block = advance(rows, b * Format::kBytes);
-                const uint8_t* act = args.act + b * kQ32;
-                __m256i sum[kRows][kLanes];
-#pragma GCC unroll 8
-                for (int i = 0; i < kLanes; ++i) {
-                    const __m256i q = Format::quants(block[i]);
-                    for (int r = 0; r < kRows; ++r)
-                        sum[r][i] = add_words(pairs(q, load256(act + r * args.act_stride)));
-                }
-                const __m256 d = Format::scales(block);
-                const __m256 min = Format::kHasMin ? Format::mins(block) : _mm256_setzero_ps();
-                for (int r = 0; r < kRows; ++r) {
-                    const uint8_t* scale = args.act + r * args.act_stride + args.n_in + 4 * b;
-                    total[r] = add_block(total[r], sum_across(sum[r]), d, min, scale, scale + 4 * row_blocks);
-                }
-            }
-        }
-        for (int r = 0; r < kRows; ++r) acc[r] = total[r];
-    }
-
-    // Sums of two products each; a product of all eight bits takes the sign of the quant to the activation.
-    static __m256i pairs(__m256i q, __m256i act) {
-        if constexpr (Format::kSigned) return products(_mm256_abs_epi8(q), _mm256_sign_epi8(act, q));
-        return products(q, act);
+        few_rows<Format, kRows>(rows, args, next_rows_bytes, acc);
     }
 };
 
