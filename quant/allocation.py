@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from quant.chunks import CHUNK_ELEMENTS, chunks_of, encode_chunk
 from quant.feedback import ErrorFeedback
 from quant.gguf_header import DEFAULT_ALIGNMENT, TensorEntry, header_bytes
-from quant.importance import DEFAULT_CTX, MIN_TOKENS, Importance, expert_rows
+from quant.importance import DEFAULT_CTX, MIN_TOKENS, Importance
 from quant.input_files import InputFiles
 from quant.logits import TopLogits, sequence_logits
 from quant.plan import TensorPlan, plan_quantization, tensor_bytes
-from quant.policy import NO_OVERRIDES, Overrides, TensorShape, fits, is_quantized
+from quant.policy import NO_OVERRIDES, Overrides, TensorShape, expert_rows, fits, is_quantized
 from quant.recipes import (
+    BEST,
     IQ4_NL,
     IQ4_XS,
     Q2_K,
@@ -40,7 +41,6 @@ from quant.recipes import (
     Q6_K,
     Q8_0,
     Recipe,
-    find_recipe,
 )
 from quant.source import ModelSource, SourceTensor, open_gguf
 from runtime._native import dequantize, quantize_rows, type_traits
@@ -50,7 +50,6 @@ from runtime.gguf import ModelFile
 from runtime.memory import RuntimeSettings
 from runtime.model import LoadedModel, load_model
 
-PREFIX = "best-"
 # What a tensor may become, for rows of whole super-blocks and for others; the first is what it is tried with.
 _SUPER_BLOCKS = (Q3_K, IQ4_XS, Q4_K, Q5_K, Q6_K, Q8_0)
 _SMALL_BLOCKS = (Q4_0, IQ4_NL, Q4_1, Q5_0, Q5_1, Q8_0)
@@ -87,11 +86,6 @@ class TensorCosts:
     base: int  # its type by the recipe
     n_bytes: Mapping[int, int]
     divergence: Mapping[int, float]  # that it is expected to add
-
-
-def base_of(recipe: str) -> Recipe | None:
-    """Return the recipe whose bytes best-NAME has, None where the name does not begin like that."""
-    return find_recipe(recipe[len(PREFIX) :]) if recipe.lower().startswith(PREFIX) else None
 
 
 def allocate(
@@ -139,7 +133,7 @@ def allocate(
         loaded.close()
     types = choose(costs)
     return Allocation(
-        f"{PREFIX}{recipe.name}",
+        f"{BEST}{recipe.name}",
         types,
         sum(one.divergence[one.base] for one in costs),
         sum(one.divergence[types[one.name]] for one in costs),

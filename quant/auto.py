@@ -15,7 +15,6 @@ from runtime.machine_memory import Available, available_memory
 from runtime.memory import MemoryPlan, RuntimeSettings, format_bytes, plan_memory
 from runtime.models.config import read_config
 
-AUTO = "auto"
 # From what loses least to what is smallest, by the divergences that llama.cpp publishes (tools/quantize).
 BEST_FIRST = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_XS"),

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.feedback import ErrorFeedback
-from quant.importance import Importance, expert_rows
 from quant.input_files import Bytes
 from quant.plan import TensorPlan, tensor_bytes
+from quant.policy import expert_rows
 from quant.recipes import BF16, F16, F32
 from runtime._native import encoding_loss, quantize_rows
 from runtime.errors import ModelFormatError
+
+if TYPE_CHECKING:
+    from quant.feedback import ErrorFeedback
+    from quant.importance import Importance
 
 CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
 ERROR_EVERY_ROWS = 16  # the error is measured on every sixteenth row

@@ -203,12 +203,17 @@ def _tokens(
         raise RequestError(
             "quantized", "the two models split the text into different tokens; compare files of one model"
         )
-    if len(tokens) < MIN_CHUNKS_OF_TEXT * ctx:
-        raise RequestError(
-            "file",
-            f"the text has {len(tokens)} tokens; at least {MIN_CHUNKS_OF_TEXT * ctx} are needed with a context of {ctx}",
-        )
+    require_chunks(len(tokens), ctx, "file")
     return tokens
+
+
+def require_chunks(n_tokens: int, ctx: int, field: str) -> None:
+    """Raise RequestError where a text is too short to be compared on."""
+    if n_tokens < MIN_CHUNKS_OF_TEXT * ctx:
+        raise RequestError(
+            field,
+            f"the text has {n_tokens} tokens; at least {MIN_CHUNKS_OF_TEXT * ctx} are needed with a context of {ctx}",
+        )
 
 
 def _fill(models: tuple[ComparedModel, ComparedModel], rows: Int32, start: int) -> None:

@@ -307,15 +307,6 @@ def _dat_bytes(importance: Importance) -> bytes:
     return b"".join(parts)
 
 
-def expert_rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return (matrices, rows of each) of a tensor of this shape, row length first: (n_in, n_out[, n_experts])."""
-    n_rows = 1
-    for size in shape[1:]:
-        n_rows *= size
-    n_matrices = shape[2] if len(shape) > 2 else 1
-    return n_matrices, n_rows // max(n_matrices, 1)
-
-
 def dataset_name(path: str | os.PathLike[str]) -> str:
     """Return how a calibration file is named in a manifest: without its folder."""
     return Path(path).name

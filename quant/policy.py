@@ -243,6 +243,15 @@ def is_quantized(tensor: TensorShape) -> bool:
     )
 
 
+def expert_rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (matrices, rows of each) of a tensor of this shape, row length first: (n_in, n_out[, n_experts])."""
+    n_rows = 1
+    for size in shape[1:]:
+        n_rows *= size
+    n_matrices = shape[2] if len(shape) > 2 else 1
+    return n_matrices, n_rows // max(n_matrices, 1)
+
+
 def more_bits(index: int, count: int) -> bool:
     """Pick the first and last eighth of the layers and every third between."""
     eighth = count // 8

@@ -12,30 +12,31 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quant.allocation import PREFIX, Allocation, base_of
-from quant.auto import AUTO, choose_recipe
 from quant.checksums import InputHashes
 from quant.chunks import CHUNK_ELEMENTS, Chunk, Loss, TensorError, chunk_loss, chunks_of, encode_chunk
-from quant.convert import is_folder_of_weights, open_folder
-from quant.convert.lora import Adapter
 from quant.errors import CannotCreateError, OutputError, OutputExistsError, QuantizeCancelledError
-from quant.feedback import ErrorFeedback
-from quant.importance import Importance
 from quant.input_files import Bytes, InputFiles
 from quant.journal import Finished
 from quant.manifest import UNKNOWN_HASH, InputFile, Manifest, begun, read_embedded, write_beside
 from quant.plan import QuantizePlan, TensorPlan, plan_quantization
 from quant.policy import NO_OVERRIDES, Overrides
 from quant.progress import Meter, Progress
-from quant.recipes import DEFAULT_RECIPE, Recipe, find_recipe
-from quant.served import check_served
+from quant.recipes import AUTO, BEST, DEFAULT_RECIPE, Recipe, base_of, find_recipe
 from quant.source import ModelSource, open_gguf
 from quant.writer import Flusher, PartialFile, check_target, remove_leftovers
 from runtime import _native
 from runtime.cpu import usable_cores
 from runtime.errors import ModelFormatError, RequestError, UnsupportedModelError
 from runtime.gguf import ModelFile
+
+if TYPE_CHECKING:
+    from quant.allocation import Allocation
+    from quant.auto import Choice
+    from quant.convert.lora import Adapter
+    from quant.feedback import ErrorFeedback
+    from quant.importance import Importance
 
 __all__ = ["Progress", "QuantizeResult", "Quantizer", "open_source"]
 
@@ -66,11 +67,15 @@ def open_source(path: str | os.PathLike[str], adapters: Sequence[Adapter] = ()) 
     path = Path(path)
     if adapters and not path.is_dir():
         raise RequestError("lora", f"lora: adapters are merged into a Hugging Face folder; {path} is a file")
-    if path.is_dir() and not is_folder_of_weights(path):
+    if not path.is_dir():
+        return open_gguf(path)
+    from quant.convert import is_folder_of_weights, open_folder  # noqa: PLC0415 - see _choose
+
+    if not is_folder_of_weights(path):
         raise UnsupportedModelError(
             f"{path} is a folder without a config.json; name a GGUF file or a Hugging Face folder"
         )
-    return open_folder(path, adapters) if path.is_dir() else open_gguf(path)
+    return open_folder(path, adapters)
 
 
 class Quantizer:
@@ -111,7 +116,7 @@ class Quantizer:
         self.threads = threads or usable_cores()
         self.hash_inputs = hash_inputs
         self.source = open_source(source, adapters)
-        self.choice = None if known else choose_recipe(self.source, overrides, memory_bytes)
+        self.choice = None if known else _choose(self.source, overrides, memory_bytes)
         chosen = known or find_recipe(self.choice.recipe if self.choice else recipe)
         self._inputs = self.source.files + self.source.side_files
         _refuse_same_file(self._inputs, self.output)
@@ -131,6 +136,8 @@ class Quantizer:
             calibrated=importance is not None,
         )
         if self.source.is_converted:
+            from quant.served import check_served  # noqa: PLC0415 - see _choose
+
             check_served(self.plan, str(self.source.path))
         self._done = self._find_done() if hash_inputs and not force else None
         if self._done is None:
@@ -370,12 +377,19 @@ class _Work:
         return end + -end % self._plan.alignment
 
 
+def _choose(source: ModelSource, overrides: Overrides, memory_bytes: int | None) -> Choice:
+    """Recipe "auto".  What only some jobs use is imported by them: the others would wait for it, on one core."""
+    from quant.auto import choose_recipe  # noqa: PLC0415
+
+    return choose_recipe(source, overrides, memory_bytes)
+
+
 def _find_recipe(name: str, allocation: Allocation | None) -> Recipe:
     """Return a recipe; one of the name best-NAME is NAME with other types."""
     base = base_of(name)
     if base is None:
         return find_recipe(name)
-    if allocation is None or allocation.recipe != f"{PREFIX}{base.name}":
+    if allocation is None or allocation.recipe != f"{BEST}{base.name}":
         raise RequestError(
             "recipe",
             f"recipe: {name} needs a model that can be measured first: a GGUF file that quantd serves; of a folder make one "

@@ -187,6 +187,8 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe for recipe in _RECIPES if all(map(has_encoder, recipe.types()))
 }
 DEFAULT_RECIPE = "Q4_K_M"
+AUTO = "auto"  # the best one that fits a memory (quant.auto)
+BEST = "best-"  # before a recipe's name: its bytes where this model needs them (quant.allocation)
 
 
 def find_recipe(name: str) -> Recipe:
@@ -197,6 +199,11 @@ def find_recipe(name: str) -> Recipe:
         known = ", ".join(RECIPES)
         raise UnsupportedRecipeError("recipe", f"recipe {name!r} is not supported; supported are {known}")
     return recipe
+
+
+def base_of(recipe: str) -> Recipe | None:
+    """Return the recipe whose bytes best-NAME has, None where the name does not begin like that."""
+    return find_recipe(recipe[len(BEST) :]) if recipe.lower().startswith(BEST) else None
 
 
 def recipe_of(file_type: int) -> str:

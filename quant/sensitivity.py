@@ -14,7 +14,8 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.importance import Importance, expert_rows
+from quant.importance import Importance
+from quant.policy import expert_rows
 from runtime._native import dequantize, type_traits
 from runtime.errors import RequestError
 from runtime.gguf import ModelFile, TensorInfo

@@ -1,4 +1,4 @@
-"""The options of `quantd quantize` that concern quality: where importance comes from, and the comparison at the end."""
+"""The options of `quantd quantize` that say where importance comes from; nothing is imported for them until they are used."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from daemon.cli.compare import exceeds, measure_divergence, show
-from daemon.cli.scoring import read_text
-from quant.allocation import Allocation, allocate, base_of
-from quant.calibration_text import TEXT
-from quant.feedback import ErrorFeedback
-from quant.importance import Importance, collect, dataset_name, read_imatrix, write_imatrix
-from quant.moments import InputMoments
-from quant.perplexity import DEFAULT_CTX
-from quant.policy import Overrides
+from quant.recipes import base_of
 from runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from quant.allocation import Allocation
+    from quant.feedback import ErrorFeedback
+    from quant.importance import Importance
+    from quant.policy import Overrides
 
 BUILT_IN = "built-in"
 
@@ -65,12 +64,21 @@ def _measure(
     text = options.text or (BUILT_IN if base is not None and options.imatrix is None else None)
     if options.save_imatrix is not None and text is None:
         raise RequestError("save_imatrix", "save_imatrix: there is nothing to save without --calibrate")
+    if text is None and options.imatrix is None:
+        return Measured()
     if source.is_dir() and (text is not None or base is not None):
         raise RequestError(
             "recipe" if text is None else "calibrate",
             "calibrate: the source must be a GGUF file; convert the folder first with --recipe F16 or BF16, or give an "
             "--imatrix",
         )
+    from daemon.cli.scoring import read_text
+    from quant.allocation import allocate
+    from quant.calibration_text import TEXT
+    from quant.feedback import ErrorFeedback
+    from quant.importance import collect, dataset_name, read_imatrix, write_imatrix
+    from quant.moments import InputMoments
+
     words = TEXT if text in {None, BUILT_IN} else read_text(Path(text or ""))
     importance = feedback = None
     if options.imatrix is not None:
@@ -117,24 +125,3 @@ def _tensors_bar(*, shows: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task("", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
-def verify_output(
-    source: Path,
-    output: Path,
-    text: Path,
-    *,
-    max_increase: float | None,
-    threads: int | None,
-    as_json: bool,
-) -> bool:
-    """Compare the output with its source on a text, print the result, and say whether it is within `max_increase`."""
-    if source.is_dir():
-        raise RequestError(
-            "verify", "verify: the source must be a GGUF file, which can be run beside the output"
-        )
-    result = measure_divergence(
-        source, output, read_text(text), ctx=DEFAULT_CTX, chunks=None, threads=threads
-    )
-    show(result, max_increase, as_json=as_json)
-    return not exceeds(result, max_increase)

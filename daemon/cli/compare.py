@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -83,8 +85,15 @@ def measure_divergence(
     chunks: int | None,
     threads: int | None,
     parse_special: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Divergence:
-    """Load both models and compare them, with a bar on a terminal."""
+    """Load both models and compare them, with a bar on a terminal; `on_progress` gets chunks done and in all."""
+
+    def report(so_far: Divergence, total: int) -> None:
+        bar(so_far.chunks, total, f"KL {so_far.kl_mean:.5f}")
+        if on_progress is not None:
+            on_progress(so_far.chunks, total)
+
     step_rows = min(ctx, MAX_STEP_ROWS)
     with (
         loaded(original, quantized, ctx=ctx, step_rows=step_rows, threads=threads) as (first, second),
@@ -98,7 +107,7 @@ def measure_divergence(
             chunks=chunks,
             step_rows=step_rows,
             parse_special=parse_special,
-            on_progress=lambda so_far, total: bar(so_far.chunks, total, f"KL {so_far.kl_mean:.5f}"),
+            on_progress=report,
         )
 
 
@@ -107,11 +116,16 @@ def exceeds(result: Divergence, max_increase: float | None) -> bool:
     return max_increase is not None and not result.increase_percent <= max_increase
 
 
+def facts_of(result: Divergence, max_increase: float | None) -> dict[str, Any]:
+    """The result as plain values."""
+    passed = None if max_increase is None else not exceeds(result, max_increase)
+    return {**result.facts(), "max_increase_percent": max_increase, "passed": passed}
+
+
 def show(result: Divergence, max_increase: float | None, *, as_json: bool) -> None:
     """Print the result: one JSON object, or a table."""
     if as_json:
-        passed = None if max_increase is None else not exceeds(result, max_increase)
-        click.echo(json.dumps({**result.facts(), "max_increase_percent": max_increase, "passed": passed}))
+        click.echo(json.dumps(facts_of(result, max_increase)))
         return
     from rich.console import Console
     from rich.table import Table

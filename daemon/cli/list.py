@@ -26,6 +26,7 @@ def command(*, config: Path | None, as_json: bool, **flags: Any) -> None:
     """
     from google.protobuf import json_format
 
+    from daemon.quantization_name import quantization_name
     from daemon.services.call import Call
     from quantd.v1 import model_service_pb2 as rpc
 
@@ -46,7 +47,7 @@ def command(*, config: Path | None, as_json: bool, **flags: Any) -> None:
             model.digest.removeprefix("sha256:")[:12] or "(file)",
             format_size(model.size_bytes),
             count_of(model.num_parameters),
-            model.recipe or model.quantization,
+            quantization_name(model),
             ago(model.modified_unix_ms),
         ]
         for model in found

@@ -5,28 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from daemon.cli.calibration import BUILT_IN, Calibration, measured, verify_output
-from daemon.cli.quantize_plan import mib, show_plan
-from daemon.errors import to_api_error
+from daemon.cli.calibration import BUILT_IN, Calibration, measured
+from daemon.cli.quantize_report import print_line, print_summary, reporter, result_facts
+from daemon.cli.verification import Verification, read_verification
 from daemon.sizes import parse_size
-from quant.auto import AUTO
-from quant.convert.lora import Adapter
 from quant.errors import QuantizeCancelledError
-from quant.policy import Overrides
-from quant.quantizer import Progress, Quantizer, QuantizeResult
-from quant.recipes import DEFAULT_RECIPE, RECIPES
+from quant.recipes import AUTO, DEFAULT_RECIPE, RECIPES
 from runtime.errors import RequestError
 
-Report = Callable[[Progress], None]
+if TYPE_CHECKING:
+    from quant.compare import Divergence
+    from quant.convert.lora import Adapter
+
+EXIT_BEYOND_LIMIT = 1  # OUTPUT was made, but its perplexity rises by more than --max-increase
 
 
 class _Command(click.Command):
@@ -187,6 +186,11 @@ def command(  # noqa: PLR0917 - one parameter an option
       quantd quantize model-f16.gguf model-q4.gguf --recipe best-Q4_K_M --calibrate=sample.txt
       quantd quantize model-f16.gguf model-q4.gguf --imatrix imatrix.gguf --verify sample.txt --max-increase 3
     """
+    from quant.policy import Overrides
+    from quant.quantizer import Quantizer
+
+    for_programs = as_json or progress_json
+    divergence: Divergence | None = None
     try:
         overrides = Overrides.parse(
             pure=pure,
@@ -195,6 +199,7 @@ def command(  # noqa: PLR0917 - one parameter an option
             attention_type=attention_type,
             tensor_types=tensor_types,
         )
+        verification = read_verification(source, verify_path, max_increase, threads)
         calibration = Calibration(
             calibrate,
             imatrix,
@@ -202,7 +207,7 @@ def command(  # noqa: PLR0917 - one parameter an option
             feedback=not no_error_feedback,
             folder=output.parent,
             threads=threads,
-            shows=not (as_json or progress_json),
+            shows=not for_programs,
         )
         with (
             _stop_signals() as cancel,
@@ -216,39 +221,74 @@ def command(  # noqa: PLR0917 - one parameter an option
                 threads=threads,
                 force=force or dry_run,
                 hash_inputs=not no_input_hashes,
-                adapters=[Adapter.parse(one) for one in adapters],
+                adapters=_adapters(adapters),
                 memory_bytes=_memory(memory, recipe),
                 importance=known.importance,
                 feedback=known.feedback,
                 allocation=known.allocation,
             )
-            if job.choice is not None and not (as_json or progress_json):
+            if job.choice is not None and not for_programs:
                 click.echo(job.choice.explanation, err=True)
             if dry_run:
-                show_plan(job.plan, as_json=as_json or progress_json)
+                from daemon.cli.quantize_plan import show_plan
+
+                show_plan(job.plan, as_json=as_json, as_events=progress_json)
                 return
-            with _reporter(progress_json=progress_json) as report:
+            with reporter(progress_json=progress_json) as report:
                 result = job.run(report, cancel)
+        if not for_programs:
+            print_summary(result)
+        if verification is not None:
+            divergence = _verify(verification, output, progress_json=progress_json)
     except Exception as failure:
         if progress_json:
-            error = to_api_error(failure)
-            _print_line({"event": "error", "reason": error.reason, "message": error.message})
+            _print_error(failure)
         raise
-    if progress_json:
-        _print_line({"event": "result", **_facts(result)})
-    elif as_json:
-        click.echo(json.dumps(_facts(result)))
-    else:
-        _print_summary(result)
-    if verify_path is not None and not verify_output(
-        source,
-        output,
-        verify_path,
-        max_increase=max_increase,
-        threads=threads,
-        as_json=as_json or progress_json,
-    ):
-        raise click.exceptions.Exit(1)
+    if for_programs:
+        facts = result_facts(result, _facts_of(divergence, max_increase))
+        if progress_json:
+            print_line({"event": "result", **facts})
+        else:
+            click.echo(json.dumps(facts))
+    if divergence is not None:
+        from daemon.cli.compare import exceeds, show
+
+        if not for_programs:
+            show(divergence, max_increase, as_json=False)
+        if exceeds(divergence, max_increase):
+            raise click.exceptions.Exit(EXIT_BEYOND_LIMIT)
+
+
+def _verify(verification: Verification, output: Path, *, progress_json: bool) -> Divergence:
+    def report(done: int, total: int) -> None:
+        if progress_json:
+            print_line({"event": "verifying", "chunks_done": done, "chunks_total": total})
+
+    report(0, 0)  # OUTPUT is there
+    return verification.run(output, report)
+
+
+def _facts_of(divergence: Divergence | None, max_increase: float | None) -> dict[str, Any] | None:
+    if divergence is None:
+        return None
+    from daemon.cli.compare import facts_of
+
+    return facts_of(divergence, max_increase)
+
+
+def _print_error(failure: Exception) -> None:
+    from daemon.errors import to_api_error
+
+    error = to_api_error(failure)
+    print_line({"event": "error", "reason": error.reason, "message": error.message, "field": error.field})
+
+
+def _adapters(texts: tuple[str, ...]) -> list[Adapter]:
+    if not texts:
+        return []
+    from quant.convert.lora import Adapter
+
+    return [Adapter.parse(text) for text in texts]
 
 
 def _memory(text: str | None, recipe: str) -> int | None:
@@ -289,114 +329,3 @@ def _stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _reporter(*, progress_json: bool) -> Iterator[Report]:
-    """How progress is shown: lines for programs, a bar on a terminal, nothing else."""
-    if progress_json:
-        yield _print_progress
-    elif sys.stderr.isatty():
-        with _bar() as report:
-            yield report
-    else:
-        yield lambda _: None
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Report]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.fields[tensors]}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task("", total=None, tensors="")
-
-        def report(progress: Progress) -> None:
-            bars.update(
-                task,
-                completed=progress.bytes_done,
-                total=progress.bytes_total,
-                description=progress.tensor,
-                tensors=f"{progress.tensors_done}/{progress.tensors_total} tensors",
-            )
-
-        yield report
-
-
-def _print_progress(progress: Progress) -> None:
-    _print_line(
-        {
-            "event": "progress",
-            "tensors_done": progress.tensors_done,
-            "tensors_total": progress.tensors_total,
-            "bytes_done": progress.bytes_done,
-            "bytes_total": progress.bytes_total,
-            "bytes_per_s": round(progress.bytes_per_s, 1),
-            "eta_s": round(progress.eta_s, 3),
-            "tensor": progress.tensor,
-        }
-    )
-
-
-def _print_line(event: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
-
-
-def _facts(result: QuantizeResult) -> dict[str, Any]:
-    return {
-        "output": str(result.output),
-        "recipe": result.recipe,
-        "output_bytes": result.output_bytes,
-        "source_bytes": result.source_bytes,
-        "seconds": round(result.seconds, 3),
-        "bits_per_weight": round(result.bits_per_weight, 4),
-        "data_sha256": result.data_sha256,
-        "resumed_tensors": result.resumed_tensors,
-        "was_done": result.was_done,
-        "types": {name: {"tensors": count, "bytes": size} for name, (count, size) in result.types.items()},
-    }
-
-
-def _print_summary(result: QuantizeResult) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if result.was_done:
-        console.print(
-            f"{result.output} is there already, of the same inputs and options; nothing to do",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("type")
-    table.add_column("tensors", justify="right")
-    table.add_column("size", justify="right")
-    for name, (count, size) in result.types.items():
-        table.add_row(name, str(count), mib(size))
-    console.print(table)
-    console.print(
-        f"{mib(result.source_bytes)} -> {mib(result.output_bytes)}, {result.bits_per_weight:.2f} bits per weight, "
-        f"{result.recipe}, {result.seconds:.1f} s"
-        + (f", {result.resumed_tensors} tensors of an earlier run" if result.resumed_tensors else ""),
-        highlight=False,
-    )
-    console.print(str(result.output), markup=False, highlight=False, soft_wrap=True)

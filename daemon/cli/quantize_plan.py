@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from quant.plan import QuantizePlan
+from daemon.cli.quantize_report import mib, print_line
 from runtime._native import type_traits
 
+if TYPE_CHECKING:
+    from quant.plan import QuantizePlan, TensorPlan
 
-def show_plan(plan: QuantizePlan, *, as_json: bool) -> None:
-    """Print the type and size of every tensor, and the sums."""
-    if as_json:
+
+def show_plan(plan: QuantizePlan, *, as_json: bool, as_events: bool) -> None:
+    """Print the type and size of every tensor, and the sums; `as_events`: one JSON object a line, the tensors first."""
+    if as_events:
+        for tensor in plan.tensors:
+            print_line({"event": "planned_tensor", **_event_of(tensor)})
+        facts = _facts(plan)
+        del facts["tensors"], facts["types"]
+        print_line({"event": "plan", **facts})
+    elif as_json:
         click.echo(json.dumps(_facts(plan)))
     else:
         _print_table(plan)
 
 
-def mib(n_bytes: int) -> str:
-    """A size for people."""
-    return f"{n_bytes / 2**20:,.1f} MiB"
+def _event_of(tensor: TensorPlan) -> dict[str, Any]:
+    """A tensor under the names of the wire."""
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.source.shape),
+        "from_type": tensor.source.type_name,
+        "to_type": type_traits(tensor.target_type)[0],
+        "source_bytes": tensor.source.n_bytes,
+        "output_bytes": tensor.target_bytes,
+    }
 
 
-def _facts(plan: QuantizePlan) -> dict[str, object]:
+def _facts(plan: QuantizePlan) -> dict[str, Any]:
     return {
         "recipe": plan.recipe.name,
         "output_bytes": plan.output_bytes,

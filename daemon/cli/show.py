@@ -66,6 +66,8 @@ def _part(shown: rpc.ShowModelResponse, facts: dict[str, Any], only: str) -> str
 
 
 def _print(shown: rpc.ShowModelResponse, facts: dict[str, Any]) -> None:
+    from daemon.quantization_name import quantization_name
+
     model = shown.model
     lines = {
         "name": model.name,
@@ -73,7 +75,7 @@ def _print(shown: rpc.ShowModelResponse, facts: dict[str, Any]) -> None:
         "source": shown.source,
         "architecture": model.architecture,
         "parameters": count_of(model.num_parameters),
-        "type": model.recipe or model.quantization,
+        "type": quantization_name(model),
         "size": format_size(model.size_bytes),
         "context": f"{model.context_length} tokens",
         "vocabulary": f"{model.vocab_size} tokens",

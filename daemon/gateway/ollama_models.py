@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from daemon.gateway.ollama_answer import time_text
+from daemon.quantization_name import quantization_name
 from daemon.store.modelfile import modelfile_text
 from daemon.store.parameters import number_text, parameter_values
 from quantd.v1 import model_pb2
@@ -73,7 +74,7 @@ def _details(model: model_pb2.Model) -> dict[str, Any]:
         "family": model.architecture,
         "families": [model.architecture],
         "parameter_size": _parameter_size(model.num_parameters),
-        "quantization_level": model.recipe or model.quantization,
+        "quantization_level": quantization_name(model),
     }
 
 

@@ -27,6 +27,7 @@ from daemon.gateway.schema import (
 )
 from daemon.gateway.sse import ChunkWriter
 from daemon.gateway.translate import chat_request, completion_requests
+from daemon.quantization_name import quantization_name
 from quantd.v1 import model_pb2, model_service_pb2, tokenizer_service_pb2
 
 # What clients may look for and this server does not have: a clear word instead of silence.
@@ -135,7 +136,7 @@ def _model(model: model_pb2.Model) -> dict[str, Any]:
         "meta": {
             "loaded": model.loaded,
             "architecture": model.architecture,
-            "quantization": model.quantization,
+            "quantization": quantization_name(model),
             "n_params": model.num_parameters,
             "size": model.size_bytes,
             "n_ctx_train": model.context_length,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from daemon.services.folder import ModelEntry, ModelFolder
+from daemon.services.folder import SUFFIX, ModelEntry, ModelFolder
 from daemon.store.models import ModelStore, Stored
 from daemon.store.names import DEFAULT_TAG, ModelName
 
@@ -66,9 +66,11 @@ class Catalog:
         """A subfolder of the model folder that holds the file `inside`; None for anything else."""
         return self.folder.find_folder(name, inside)
 
-    def new_file(self, name: str, field: str) -> Path:
-        """The path of a file yet to be made in the model folder; refuses what is no plain name, and what is taken."""
-        return self.folder.new_file(name, field)
+    def new_file(self, name: str, field: str, *, suffix: str = SUFFIX, replaces: bool = False) -> Path:
+        """The path of a file yet to be made in the model folder; refuses what is no plain name, and what is taken but may not
+        be replaced.
+        """
+        return self.folder.new_file(name, field, suffix=suffix, replaces=replaces)
 
     def _stored(self) -> list[ModelEntry]:
         if self.store is None:

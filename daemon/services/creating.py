@@ -196,7 +196,9 @@ class ModelMaker:
             yield rpc.CreateProgress(status="computing the digest")
             digest = await asyncio.to_thread(blobs.adopt, output)
         except ApiError as failure:
-            field = {"source": "from", "recipe": "quantize"}.get(failure.field, failure.field)
+            field = {"source": "from", "recipe": "quantize", "lora": "adapter_files"}.get(
+                failure.field, failure.field
+            )
             if adapters and any(name in failure.message for name in ADAPTER_FILES):
                 field = "adapter_files"
             raise ApiError(

@@ -91,11 +91,29 @@ class ModelFolder:
                     return path
         return None
 
-    def new_file(self, name: str, field: str) -> Path:
-        """The path of a model yet to be made; refuses names that are no plain file name, and names that are taken."""
+    def find_plain(self, name: str) -> Path | None:
+        """The file of exactly that name in the folder itself, or None; no link, nothing hidden."""
+        if (
+            not name
+            or "/" in name
+            or "\0" in name
+            or name.startswith(".")
+            or len(name.encode()) > MAX_NAME_BYTES
+        ):
+            return None
+        for folder in dict.fromkeys((self.path, self.output)):
+            if folder is not None and _is_plain(folder / name):
+                return folder / name
+        return None
+
+    def new_file(self, name: str, field: str, *, suffix: str = SUFFIX, replaces: bool = False) -> Path:
+        """The path of a file yet to be made; refuses names that are no plain file name, and names that are taken.
+
+        `replaces`: the name may be that of a plain file of the folder in which new ones are made.
+        """
         if self.output is None:
             raise ApiError("PERMISSION_DENIED", "This daemon has no model folder (models_dir) to write to.")
-        plain = name.removesuffix(SUFFIX)
+        plain = name.removesuffix(suffix)
         if (
             not plain
             or len(plain.encode()) > MAX_NAME_BYTES
@@ -109,9 +127,12 @@ class ModelFolder:
                 f"{field}: must be a plain file name of at most {MAX_NAME_BYTES} bytes",
                 field=field,
             )
-        path = self.output / (plain + SUFFIX)
-        if self.find(plain) is not None or os.path.lexists(path):
-            raise ApiError("OUTPUT_EXISTS", f"{field}: a model named {plain!r} exists already", field=field)
+        path = self.output / (plain + suffix)
+        found = self.find(plain) if suffix == SUFFIX else None
+        is_taken = found is not None or os.path.lexists(path)
+        if is_taken and not (replaces and _is_plain(path) and (found is None or found.path == path)):
+            what = "a model" if suffix == SUFFIX else "a file"
+            raise ApiError("OUTPUT_EXISTS", f"{field}: {what} named {plain!r} exists already", field=field)
         return path
 
 

@@ -9,9 +9,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -22,27 +23,27 @@ from daemon.lowprio import MEMORY_VARIABLE, PARENT_VARIABLE
 from daemon.services.call import Call
 from daemon.services.catalog import Catalog
 from daemon.services.folder import SUFFIX
-from daemon.services.host import not_found
 from daemon.services.options import invalid
+from daemon.services.quantize_options import command_line, read_request
 from quantd.v1 import quantize_service_pb2 as rpc
 
 log = get_logger("quantd.quantize")
 
-DEFAULT_RECIPE = "Q4_K_M"
-MAX_THREADS = 256
 MAX_LINE_BYTES = 64 * 1024
 MAX_STDERR_BYTES = 8 * 1024
 TERMINATE_S = 3.0  # from SIGTERM to SIGKILL
 BUSY_RETRY_S = 10.0
 MAX_WAITING_JOBS = 8
-MAX_RULES = 64
-MAX_RULE_CHARS = 300
-MAX_CALIBRATION_BYTES = 256 << 10
 # Private memory of the child; it needs some 300 MB for a 7 B model, whose files it maps and reads in pieces.
 CHILD_MEMORY_BYTES = 2 << 30
-
-# What `quantd quantize --calibrate` calls the text that comes with it.
-BUILT_IN_TEXT = "built-in"
+# What the command line calls differently.
+_FIELDS_OF_OPTIONS = {
+    "max_increase": "max_increase_percent",
+    "memory": "memory_bytes",
+    "tensor_type": "tensor_types",
+    "verify": "verify_text",
+}
+_BEYOND_LIMIT = 1  # exit status: made, but its perplexity rises by more than was allowed
 # An absolute path of at least two parts; group 1 is the last one.
 _PATH = re.compile(r"(?<![\w.:/<])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 
@@ -57,11 +58,13 @@ class _Job:
     output: Path
     label: str  # what clients call the output
     hidden: tuple[Path, ...]  # folders whose paths no message tells
+    makes: frozenset[Path]  # every file that it makes under a name of its own
     names: dict[str, str] = field(default_factory=dict)  # path on this machine: how the client named it
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # its place changed, or it is to stop
     cancelled: bool = False
     child: asyncio.subprocess.Process | None = None
     progress: rpc.QuantizeProgress | None = None
+    is_written: bool = False  # the output is complete, and is this job's
 
 
 class QuantizeService:
@@ -93,9 +96,11 @@ class QuantizeService:
     ) -> AsyncGenerator[rpc.QuantizeResponse, None]:
         """The same for files that the daemon itself names: part of making the model `label`."""
         request = rpc.QuantizeRequest(source=label, output=label, recipe=recipe)
-        arguments = self._arguments(request, source, output)
+        arguments = command_line(request, source, output)
         arguments += [f"--lora={folder}:1.0" for folder in adapters]
-        job = _Job(call.request_id, request, arguments, output, label, tuple(hidden))
+        job = _Job(
+            call.request_id, request, arguments, output, label, tuple(hidden), makes=frozenset((output,))
+        )
         async with aclosing(self._in_line(job)) as responses:
             async for response in responses:
                 yield response
@@ -151,20 +156,24 @@ class QuantizeService:
         return rpc.CancelJobResponse()
 
     async def _run(self, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
-        child = job.child = await _start(job.arguments)
+        others = _absent(job.makes - {job.output})
+        child = job.child = await _start(job.arguments, job.request.verify_text)
         text = asyncio.create_task(_say_text(child.stdin, job.request.calibration_text))
         log.info("quantize_started", request_id=job.id, source=job.request.source, output=job.output.name)
-        done = False
+        done, expected = False, 0
         stderr = asyncio.create_task(_tail(child.stderr))
         try:
             async for response in _events(child, job):
                 if response.HasField("progress"):
                     job.progress = response.progress
+                job.is_written |= response.HasField("verifying")
+                # A comparison beyond the limit is a result, and an exit status for scripts.
+                expected = _BEYOND_LIMIT if _is_beyond_limit(response) else 0
                 yield response
             await child.wait()
-            if job.cancelled and child.returncode != 0:
+            if job.cancelled and child.returncode != expected:
                 raise ApiError("CANCELLED", "The quantization was cancelled; no file was left.")
-            if child.returncode != 0:
+            if child.returncode != expected:
                 log.error("quantize_failed", exit_code=child.returncode, stderr=(await stderr)[-2000:])
                 raise ApiError("INTERNAL", "The quantization failed; the daemon's log has the cause.")
             done = True
@@ -172,92 +181,28 @@ class QuantizeService:
             text.cancel()
             await asyncio.shield(asyncio.ensure_future(_end(child, stderr)))
             if not done:
-                _remove_partial(job.output)
+                _remove_made(job, others)
             log.info("quantize_ended", request_id=job.id, exit_code=child.returncode)
 
     def _check(self, request: rpc.QuantizeRequest, call: Call) -> _Job:
         """Everything that can be refused without opening the model."""
-        source = self._find_source(request.source)
-        output = self._folder.new_file(request.output, "output")
-        if any(job.output == output for job in self._jobs):
-            name = output.name.removesuffix(SUFFIX)
-            raise ApiError("OUTPUT_EXISTS", f"output: a job that makes {name!r} is queued", field="output")
+        asked = read_request(request, self._folder)
+        makes = frozenset(asked.made)
+        for path in makes & frozenset(chain.from_iterable(job.makes for job in self._jobs)):
+            field = "output" if path == asked.output else "save_imatrix"
+            name = path.name.removesuffix(SUFFIX)
+            raise ApiError("OUTPUT_EXISTS", f"{field}: a job that makes {name!r} is queued", field=field)
         folders = tuple(path for path in (self._folder.path, self._folder.output) if path is not None)
         return _Job(
             call.request_id,
             request,
-            self._arguments(request, source, output),
-            output,
-            output.name.removesuffix(SUFFIX),
+            asked.arguments,
+            asked.output,
+            asked.output.name.removesuffix(SUFFIX),
             folders,
-            {str(source): request.source, str(output): request.output},
+            makes=makes,
+            names=asked.names,
         )
-
-    def _find_source(self, name: str) -> Path:
-        entry = self._folder.find(name)
-        found = entry.path if entry is not None else self._folder.find_folder(name, "config.json")
-        if found is None:
-            raise not_found(name, "source")
-        return found
-
-    def _arguments(self, request: rpc.QuantizeRequest, source: Path, output: Path) -> list[str]:
-        """The child's command line.  Every text of the client is a value of an option written --name=value."""
-        if request.HasField("threads") and not 1 <= request.threads <= MAX_THREADS:
-            raise invalid("threads", f"must be 1 to {MAX_THREADS}, not {request.threads}")
-        recipe = request.recipe
-        plain = recipe.lower().removeprefix("best-").replace("_", "")
-        if recipe and not (len(recipe) <= 32 and plain.isalnum() and recipe.isascii()):
-            raise invalid("recipe", "must be the name of a recipe, such as Q4_K_M")
-        if request.HasField("memory_bytes") and request.memory_bytes <= 0:
-            raise invalid("memory_bytes", f"must be above 0, not {request.memory_bytes}")
-        if len(request.tensor_types) > MAX_RULES or any(
-            len(one) > MAX_RULE_CHARS for one in request.tensor_types
-        ):
-            raise invalid(
-                "tensor_types", f"must be at most {MAX_RULES} rules of at most {MAX_RULE_CHARS} characters"
-            )
-        arguments = ["quantize", str(source), str(output), f"--recipe={recipe or DEFAULT_RECIPE}"]
-        arguments += [f"--tensor-type={rule}" for rule in request.tensor_types]
-        for option, value in (
-            ("output-type", request.output_type),
-            ("embedding-type", request.embedding_type),
-            ("attention-type", request.attention_type),
-            ("threads", str(request.threads) if request.HasField("threads") else ""),
-            ("memory", str(request.memory_bytes) if request.HasField("memory_bytes") else ""),
-        ):
-            if len(value) > MAX_RULE_CHARS:
-                raise invalid(option.replace("-", "_"), "is too long")
-            if value:
-                arguments.append(f"--{option}={value}")
-        arguments += ["--pure"] if request.pure else []
-        arguments += ["--no-input-hashes"] if request.no_input_hashes else []
-        arguments += [f"--lora={self._adapter(adapter)}" for adapter in request.lora]
-        arguments += self._calibration(request)
-        if any("\0" in argument for argument in arguments):
-            raise invalid("tensor_types", "must not hold a NUL character")
-        return arguments
-
-    def _calibration(self, request: rpc.QuantizeRequest) -> list[str]:
-        if len(request.calibration_text.encode()) > MAX_CALIBRATION_BYTES:
-            raise invalid("calibration_text", f"must be at most {MAX_CALIBRATION_BYTES} bytes")
-        if request.calibration_text and not (request.calibrate or request.recipe.lower().startswith("best-")):
-            raise invalid("calibration_text", "is only used with calibrate or a recipe best-NAME")
-        if request.imatrix:
-            if request.calibrate or request.calibration_text:
-                raise invalid("imatrix", "give calibrate or imatrix, not both")
-            found = self._folder.folder.find(request.imatrix)
-            if found is None:
-                raise not_found(request.imatrix, "imatrix")
-            return [f"--imatrix={found.path}"]
-        if request.calibration_text:
-            return ["--calibrate=/dev/stdin"]
-        return [f"--calibrate={BUILT_IN_TEXT}"] if request.calibrate else []
-
-    def _adapter(self, adapter: rpc.LoraAdapter) -> str:
-        folder = self._folder.find_folder(adapter.name, "adapter_config.json")
-        if folder is None:
-            raise not_found(adapter.name, "lora")
-        return f"{folder}:{adapter.scale if adapter.HasField('scale') else 1.0!r}"
 
 
 def child_command(arguments: list[str]) -> list[str]:
@@ -265,7 +210,8 @@ def child_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "daemon.lowprio", *arguments, "--progress-json"]
 
 
-async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
+async def _start(arguments: list[str], verify_text: str) -> asyncio.subprocess.Process:
+    """The child; the text to compare on is a file of memory that only it and we have."""
     environment = {
         **os.environ,
         PARENT_VARIABLE: str(os.getpid()),
@@ -273,15 +219,24 @@ async def _start(arguments: list[str]) -> asyncio.subprocess.Process:
         "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
     }
     environment.pop("NOTIFY_SOCKET", None)  # the child has nothing to tell the service manager
-    return await asyncio.create_subprocess_exec(
-        *child_command(arguments),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=MAX_LINE_BYTES,
-        env=environment,
-        start_new_session=True,  # Ctrl-C at the daemon's terminal is the daemon's to handle
-    )
+    with contextlib.ExitStack() as texts:
+        shared = []
+        if verify_text:
+            text = texts.enter_context(os.fdopen(os.memfd_create("quantd-verify"), "wb"))
+            text.write(verify_text.encode())
+            text.flush()
+            shared.append(text.fileno())
+            arguments = [*arguments, f"--verify=/dev/fd/{text.fileno()}"]
+        return await asyncio.create_subprocess_exec(
+            *child_command(arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+            env=environment,
+            pass_fds=shared,
+            start_new_session=True,  # Ctrl-C at the daemon's terminal is the daemon's to handle
+        )
 
 
 async def _say_text(stdin: asyncio.StreamWriter | None, text: str) -> None:
@@ -294,19 +249,19 @@ async def _say_text(stdin: asyncio.StreamWriter | None, text: str) -> None:
 
 
 async def _events(child: asyncio.subprocess.Process, job: _Job) -> AsyncGenerator[rpc.QuantizeResponse, None]:
-    """The child's lines as messages: {"event": "progress" or "result", ...} with the messages' own field names.
+    """The child's lines as messages: {"event": NAME, ...}, NAME and the rest with the messages' own field names.
 
     {"event": "error", "reason", "message"} is raised.
     """
     assert child.stdout is not None
     async for line in child.stdout:
         try:
-            facts = json.loads(line)
+            facts = json.loads(line, parse_constant=str)  # protobuf's JSON has Infinity as text
             kind = facts.pop("event")
         except (ValueError, TypeError, LookupError, AttributeError):
             continue  # not for us: a library's warning on stdout
         if kind == "error":
-            raise _refusal(facts["reason"], facts["message"], job.names, job.hidden)
+            raise _refusal(facts["reason"], facts["message"], job.names, job.hidden, facts.get("field", ""))
         if kind == "result":
             facts["output"] = job.label
         yield json_format.ParseDict({kind: facts}, rpc.QuantizeResponse(), ignore_unknown_fields=True)
@@ -340,19 +295,36 @@ def _signal(child: asyncio.subprocess.Process, number: int) -> None:
         child.send_signal(number)
 
 
-def _remove_partial(output: Path) -> None:
-    """What a child that was killed may have left beside the output (its own partial name starts with the output's)."""
-    for left in output.parent.glob("*.partial*"):
-        if left.name.lstrip(".").startswith(output.name):
-            with contextlib.suppress(OSError):
-                left.unlink()
+def _is_beyond_limit(response: rpc.QuantizeResponse) -> bool:
+    divergence = response.result.divergence
+    return divergence.HasField("passed") and not divergence.passed
 
 
-def _refusal(reason: str, message: str, names: dict[str, str], folders: Sequence[Path] = ()) -> ApiError:
+def _absent(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if not os.path.lexists(path)]
+
+
+def _remove_made(job: _Job, others: list[Path]) -> None:
+    """What a job that failed may have left: partial files, whose names start with what it makes, and `others` of it."""
+    names = tuple(path.name for path in job.makes)
+    left = [path for path in job.output.parent.glob("*.partial*") if path.name.lstrip(".").startswith(names)]
+    left += others
+    if job.is_written:
+        left += [job.output, job.output.with_name(f"{job.output.name}.manifest.json")]
+    for path in left:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _refusal(
+    reason: str, message: str, names: dict[str, str], folders: Sequence[Path] = (), option: str = ""
+) -> ApiError:
     """The child's error as ours, without the host's paths: what the client named as it named it, of others the last part."""
     fields = {"INVALID_MODEL_FILE": "source", "UNSUPPORTED_MODEL": "source", "UNSUPPORTED_RECIPE": "recipe"}
     for path, name in sorted(names.items(), key=lambda one: -len(one[0])):
         message = message.replace(path, name)
     for folder in folders:
         message = message.replace(f"{folder}/", "")
-    return ApiError(reason, _PATH.sub(r"\1", message), field=fields.get(reason, ""))
+    field = _FIELDS_OF_OPTIONS.get(option, option)
+    known = field if field in rpc.QuantizeRequest.DESCRIPTOR.fields_by_name else ""
+    return ApiError(reason, _PATH.sub(r"\1", message), field=known or fields.get(reason, ""))

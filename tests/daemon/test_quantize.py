@@ -1,6 +1,8 @@
 """QuantizeService: the child's lines become events, its failures become errors, and cancelling it leaves nothing."""
 
 import asyncio
+import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from daemon.cli.quantize import command
 from daemon.errors import from_rpc_error
 from daemon.services import quantize
 from quantd.v1 import quantize_service_pb2 as rpc
@@ -83,6 +86,28 @@ async def test_progress_then_the_result(world, child):
         ({"lora": [rpc.LoraAdapter(name="/tmp")]}, "MODEL_NOT_FOUND", "lora"),
         ({"source": ".."}, "MODEL_NOT_FOUND", "source"),
         ({"source": "."}, "MODEL_NOT_FOUND", "source"),
+        ({"lora": [rpc.LoraAdapter(name="a")] * 9}, "INVALID_ARGUMENT", "lora"),
+        ({"verify_text": "x" * 262145}, "INVALID_ARGUMENT", "verify_text"),
+        ({"max_increase_percent": 3}, "INVALID_ARGUMENT", "max_increase_percent"),
+        ({"verify_text": "x", "max_increase_percent": -101}, "INVALID_ARGUMENT", "max_increase_percent"),
+        (
+            {"verify_text": "x", "max_increase_percent": float("nan")},
+            "INVALID_ARGUMENT",
+            "max_increase_percent",
+        ),
+        ({"no_error_feedback": True}, "INVALID_ARGUMENT", "no_error_feedback"),
+        (
+            {"no_error_feedback": True, "recipe": "best-Q4_K_M", "imatrix": "tiny"},
+            "INVALID_ARGUMENT",
+            "no_error_feedback",
+        ),
+        ({"save_imatrix": "found"}, "INVALID_ARGUMENT", "save_imatrix"),
+        ({"save_imatrix": "../found", "calibrate": True}, "INVALID_ARGUMENT", "save_imatrix"),
+        ({"save_imatrix": ".dat", "calibrate": True}, "INVALID_ARGUMENT", "save_imatrix"),
+        ({"save_imatrix": "out", "calibrate": True}, "INVALID_ARGUMENT", "save_imatrix"),
+        ({"save_imatrix": "tiny", "calibrate": True}, "OUTPUT_EXISTS", "save_imatrix"),
+        ({"imatrix": "../x.dat"}, "MODEL_NOT_FOUND", "imatrix"),
+        ({"imatrix": "tiny.dat"}, "MODEL_NOT_FOUND", "imatrix"),
     ],
 )
 async def test_bad_requests_start_nothing(world, child, fields, reason, field):
@@ -232,6 +257,11 @@ async def test_every_option_reaches_the_child(world, child):
                 lora=[rpc.LoraAdapter(name="adapter", scale=0.5)],
                 memory_bytes=1000,
                 no_input_hashes=True,
+                force=True,
+                dry_run=True,
+                calibrate=True,
+                no_error_feedback=True,
+                save_imatrix="found.dat",
             )
         )
     ]
@@ -239,8 +269,107 @@ async def test_every_option_reaches_the_child(world, child):
     assert events[-1].result.data_sha256.split(" ") == [
         "quantize", f"{folder}/weights", f"{folder}/out.gguf", "--recipe=auto", "--tensor-type=--a=Q8_0",
         "--tensor-type=b=Q6_K", "--output-type=Q8_0", "--embedding-type=F16", "--attention-type=IQ4_NL", "--threads=3",
-        "--memory=1000", "--pure", "--no-input-hashes", f"--lora={folder}/adapter:0.5",
+        "--memory=1000", "--pure", "--no-input-hashes", "--force", "--dry-run", "--no-error-feedback", "--calibrate=built-in",
+        f"--lora={folder}/adapter:0.5", f"--save-imatrix={folder}/found.dat",
     ]  # fmt: skip
+
+
+def test_no_option_of_the_command_is_missing():
+    """What only concerns a terminal or this machine is left out; the rest has a field of its name, or another one said here."""
+    elsewhere = {
+        "verify": "verify_text",
+        "max_increase": "max_increase_percent",
+        "memory": "memory_bytes",
+        "tensor_type": "tensor_types",
+    }
+    options = {
+        option.opts[-1].removeprefix("--").replace("-", "_") for option in command.params if option.opts
+    }
+    options -= {"json", "progress_json"}
+    fields = set(rpc.QuantizeRequest.DESCRIPTOR.fields_by_name) - {"calibration_text"}
+    assert {elsewhere.get(name, name) for name in options} == fields
+
+
+async def test_the_text_to_verify_on_reaches_the_child(world, child):
+    child(
+        "text = open(sys.argv[-1].removeprefix('--verify=')).read(); import json; "
+        "print(json.dumps(dict(event='result', data_sha256=f'{len(text)} {sys.argv[-2]}')))"
+    )
+    text = "words " * 40000
+    asked = request(verify_text=text, max_increase_percent=2.5)
+    events = [event async for event in world.quantize.Quantize(asked)]
+    assert events[-1].result.data_sha256 == "240000 --max-increase=2.5"
+
+
+async def test_a_loss_beyond_the_limit_is_a_result(world, child):
+    divergence = {"kl_mean": 0.5, "kl_max": math.inf, "kl_percentiles": {"50": 0.1}, "passed": False}
+    result = json.dumps({"event": "result", "divergence": divergence})
+    verifying = json.dumps({"event": "verifying", "chunks_done": 1, "chunks_total": 2})
+    child(f"print({verifying!r}); print({result!r}); sys.exit(1)")
+    asked = request(verify_text="words", max_increase_percent=1)
+    events = [event async for event in world.quantize.Quantize(asked)]
+    assert [event.WhichOneof("event") for event in events] == ["verifying", "result"]
+    assert (events[0].verifying.chunks_done, events[0].verifying.chunks_total) == (1, 2)
+    found = events[1].result.divergence
+    assert (found.kl_mean, found.kl_max, dict(found.kl_percentiles)) == (0.5, math.inf, {"50": 0.1})
+    assert found.HasField("passed")
+    assert not found.passed
+
+
+async def test_a_job_that_ends_while_it_is_compared_leaves_nothing(world, child):
+    verifying = json.dumps({"event": "verifying", "chunks_done": 0, "chunks_total": 0})
+    child(
+        "[open(sys.argv[3] + end, 'w').close() for end in ('', '.manifest.json')]; "
+        f"open(sys.argv[-2].removeprefix('--save-imatrix='), 'w').close(); print({verifying!r}, flush=True); time.sleep(60)"
+    )
+    call = world.quantize.Quantize(request(verify_text="words", calibrate=True, save_imatrix="found.dat"))
+    assert (await call.read()).HasField("verifying")
+    assert len(files(world)) == 4
+    call.cancel()
+    await wait_for(lambda: not world.services.quantize._jobs)
+    assert files(world) == ["tiny.gguf"]
+
+
+async def test_a_file_that_somebody_else_made_meanwhile_stays(world, child):
+    said = json.dumps({"event": "error", "reason": "OUTPUT_EXISTS", "message": "it is there"})
+    child(f"open(sys.argv[3], 'w').close(); print({said!r}); sys.exit(73)")
+    assert (await refusal(world.quantize.Quantize(request()))).reason == "OUTPUT_EXISTS"
+    assert files(world) == ["out.gguf", "tiny.gguf"]
+
+
+async def test_what_is_there_is_replaced_only_where_that_is_asked(world, child):
+    child(f"print({RESULT!r})")
+    (world.folder / "out.gguf").write_bytes(b"old")
+    assert (await refusal(world.quantize.Quantize(request()))).reason == "OUTPUT_EXISTS"
+    events = [event async for event in world.quantize.Quantize(request(force=True))]
+    assert events[-1].HasField("result")
+    assert (world.folder / "out.gguf").read_bytes() == b"old"  # the child replaces it
+    child("sys.exit(70)")
+    await refusal(world.quantize.Quantize(request(force=True)))
+    assert (world.folder / "out.gguf").read_bytes() == b"old"
+    (world.folder / "out.gguf").unlink()
+    (world.folder / "out.gguf").symlink_to(world.folder / "tiny.gguf")
+    assert (await refusal(world.quantize.Quantize(request(force=True)))).reason == "OUTPUT_EXISTS"
+
+
+async def test_two_jobs_that_make_the_same_file_are_refused(world, child):
+    child(SLOW)
+    first = world.quantize.Quantize(request(calibrate=True, save_imatrix="found"))
+    await first.read()
+    for changes, field in (
+        ({"output": "found"}, "output"),
+        ({"output": "b", "calibrate": True, "save_imatrix": "found"}, "save_imatrix"),
+    ):
+        error = await refusal(world.quantize.Quantize(request(**changes)))
+        assert (error.reason, error.field) == ("OUTPUT_EXISTS", field)
+    first.cancel()
+    await wait_for(lambda: not world.services.quantize._jobs)
+
+
+async def test_an_option_that_the_child_refuses_is_named_as_on_the_wire(world, child):
+    said = json.dumps({"event": "error", "reason": "INVALID_ARGUMENT", "message": "no", "field": "verify"})
+    child(f"print({said!r}); sys.exit(64)")
+    assert (await refusal(world.quantize.Quantize(request(verify_text="short")))).field == "verify_text"
 
 
 async def test_calibration_reaches_the_child(world, child):
@@ -255,6 +384,8 @@ async def test_calibration_reaches_the_child(world, child):
     text = "words " * 40000
     assert await given(recipe="best-Q4_K_M", calibration_text=text) == "--calibrate=/dev/stdin 240000"
     assert await given(imatrix="tiny") == f"--imatrix={world.folder}/tiny.gguf 0"
+    (world.folder / "found.dat").touch()
+    assert await given(imatrix="found.dat") == f"--imatrix={world.folder}/found.dat 0"
 
 
 @pytest.mark.parametrize(

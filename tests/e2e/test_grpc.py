@@ -4,6 +4,7 @@ import re
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -203,6 +204,35 @@ def test_quantize_reports_progress_and_a_result(stubs, served):
     finally:
         (served.models / "made.gguf").unlink()
         (served.models / "made.gguf.manifest.json").unlink()
+
+
+def test_a_dry_run_and_a_comparison(stubs, served):
+    before = sorted(path.name for path in served.models.iterdir())
+    request = quantize_service_pb2.QuantizeRequest(
+        source="demo-f16", output="made", recipe="Q8_0", dry_run=True
+    )
+    events = list(stubs.quantize.Quantize(request))
+    planned = {event.planned_tensor.name: event.planned_tensor for event in events[:-1]}
+    assert planned["blk.0.attn_q.weight"].to_type == "Q8_0"
+    assert events[-1].plan.recipe == "Q8_0"
+    assert sorted(path.name for path in served.models.iterdir()) == before
+    text = (Path(__file__).resolve().parents[2] / "ops/demo/heldout.txt").read_text(encoding="utf-8")[:5000]
+    request.dry_run, request.verify_text, request.max_increase_percent = False, text, -50
+    *others, last = stubs.quantize.Quantize(request)
+    try:
+        assert {event.WhichOneof("event") for event in others} == {"progress", "verifying"}
+        assert last.result.output_bytes == events[-1].plan.output_bytes
+        divergence = last.result.divergence
+        assert 0 < divergence.kl_mean < 0.05
+        assert not divergence.passed
+        assert divergence.chunks == others[-1].verifying.chunks_done >= 2
+    finally:
+        (served.models / "made.gguf").unlink()
+        (served.models / "made.gguf.manifest.json").unlink()
+    request.verify_text = "too short"
+    error = refusal(stubs.quantize.Quantize, request)
+    assert from_rpc_error(error).field == "verify_text"
+    assert sorted(path.name for path in served.models.iterdir()) == before
 
 
 def test_quantizations_wait_for_each_other_and_a_cancelled_one_leaves_no_file(stubs, served):

@@ -34,6 +34,8 @@ MODEL = model_pb2.Model(
     context_length=1024,
     modified_unix_ms=1_700_000_000_000,
     has_chat_template=True,
+    quantization="Q4_K",
+    recipe="Q4_K_M",
 )
 
 

@@ -32,6 +32,9 @@ async def test_it_says_what_clients_look_for(client):
     assert [model["name"] for model in models] == ["demo", "other"]
     assert models[0]["modified_at"] == "2023-11-14T22:13:20.000000Z"
     assert models[0]["details"]["family"] == "llama"
+    assert models[0]["details"]["quantization_level"] == "Q4_K_M"
+    # /v1/models says the same
+    assert (await client.get("/v1/models/demo")).json()["meta"]["quantization"] == "Q4_K_M"
 
 
 async def test_a_chat_as_lines(client, backend):

@@ -88,11 +88,16 @@ def test_bar_on_a_terminal(source, tmp_path):
         (["in.gguf", "out.gguf", "--threads", "0"], 64, "threads"),
         (["in.gguf", "out.gguf", "--threads", "many"], 64, "threads"),
         (["in.gguf"], 64, "OUTPUT"),
+        (["in.gguf", "out.gguf", "--max-increase", "3"], 64, "--verify"),
+        (["in.gguf", "out.gguf", "--verify", "absent.txt"], 74, "absent.txt"),
+        (["in.gguf", "out.gguf", "--verify", "short.txt"], 64, "tokens; at least"),
+        (["in.gguf", "out.gguf", "--verify", "short.txt", "--max-increase", "nan"], 64, "max_increase"),
     ],
 )
 def test_exit_codes(source, tmp_path, monkeypatch, capsys, arguments, code, said):  # noqa: PLR0917 - fixtures
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.gguf").write_bytes(b"x")
+    (tmp_path / "short.txt").write_text("a few words")
     (tmp_path / "text.gguf").write_text("not a model at all, but some text that is long enough for a header")
     assert run(["quantize", *arguments]) == code
     assert said in capsys.readouterr().err
@@ -117,6 +122,13 @@ def test_dry_run_shows_every_tensor_and_writes_nothing(source, tmp_path):
     types = {tensor["name"]: tensor["to"] for tensor in facts["tensors"]}
     assert types["blk.0.attn_v.weight"] == "Q8_0"
     assert types["blk.0.attn_norm.weight"] == "F32"
+    lines = [
+        json.loads(line) for line in invoke(source, output, *options, "--progress-json").stdout.splitlines()
+    ]
+    assert {one["name"]: one["to_type"] for one in lines[:-1]} == types
+    assert {one["event"] for one in lines[:-1]} == {"planned_tensor"}
+    assert (lines[-1]["event"], lines[-1]["output_bytes"]) == ("plan", facts["output_bytes"])
+    assert sum(one["source_bytes"] for one in lines[:-1]) == lines[-1]["source_bytes"]
     assert not output.exists()
     invoke(source, output, *options[:2])
     assert facts["output_bytes"] == output.stat().st_size

@@ -24,35 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n quantd/v1/quantize_service.proto\x12\tquantd.v1\"\xf5\x02\n\x0fQuantizeRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x14\n\x07threads\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04pure\x18\x14 \x01(\x08\x12\x13\n\x0boutput_type\x18\x15 \x01(\t\x12\x16\n\x0e\x65mbedding_type\x18\x16 \x01(\t\x12\x16\n\x0e\x61ttention_type\x18\x17 \x01(\t\x12\x14\n\x0ctensor_types\x18\x18 \x03(\t\x12$\n\x04lora\x18\x19 \x03(\x0b\x32\x16.quantd.v1.LoraAdapter\x12\x19\n\x0cmemory_bytes\x18\x1a \x01(\x03H\x01\x88\x01\x01\x12\x17\n\x0fno_input_hashes\x18\x1b \x01(\x08\x12\x11\n\tcalibrate\x18\x1c \x01(\x08\x12\x18\n\x10\x63\x61libration_text\x18\x1d \x01(\t\x12\x0f\n\x07imatrix\x18\x1e \x01(\tB\n\n\x08_threadsB\x0f\n\r_memory_bytes\"9\n\x0bLoraAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"4\n\x0eQuantizeQueued\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\njobs_ahead\x18\x02 \x01(\x05\"\x9c\x01\n\x10QuantizeProgress\x12\x14\n\x0ctensors_done\x18\x01 \x01(\x05\x12\x15\n\rtensors_total\x18\x02 \x01(\x05\x12\x12\n\nbytes_done\x18\x03 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x03\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x01\x12\r\n\x05\x65ta_s\x18\x06 \x01(\x01\x12\x0e\n\x06tensor\x18\x07 \x01(\t\"\xb4\x01\n\x0eQuantizeResult\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x62its_per_weight\x18\x05 \x01(\x01\x12\x0e\n\x06recipe\x18\x14 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x15 \x01(\t\x12\x17\n\x0fresumed_tensors\x18\x16 \x01(\x05\"\xa6\x01\n\x10QuantizeResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgressH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.quantd.v1.QuantizeResultH\x00\x12+\n\x06queued\x18\x14 \x01(\x0b\x32\x19.quantd.v1.QuantizeQueuedH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fListJobsRequest\"8\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.quantd.v1.QuantizeJob\"\x8d\x01\n\x0bQuantizeJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12-\n\x08progress\x18\x06 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgress\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x43\x61ncelJobResponse2\xe5\x01\n\x0fQuantizeService\x12\x45\n\x08Quantize\x12\x1a.quantd.v1.QuantizeRequest\x1a\x1b.quantd.v1.QuantizeResponse0\x01\x12\x43\n\x08ListJobs\x12\x1a.quantd.v1.ListJobsRequest\x1a\x1b.quantd.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.quantd.v1.CancelJobRequest\x1a\x1c.quantd.v1.CancelJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n quantd/v1/quantize_service.proto\x12\tquantd.v1\"\x97\x04\n\x0fQuantizeRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x14\n\x07threads\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04pure\x18\x14 \x01(\x08\x12\x13\n\x0boutput_type\x18\x15 \x01(\t\x12\x16\n\x0e\x65mbedding_type\x18\x16 \x01(\t\x12\x16\n\x0e\x61ttention_type\x18\x17 \x01(\t\x12\x14\n\x0ctensor_types\x18\x18 \x03(\t\x12$\n\x04lora\x18\x19 \x03(\x0b\x32\x16.quantd.v1.LoraAdapter\x12\x19\n\x0cmemory_bytes\x18\x1a \x01(\x03H\x01\x88\x01\x01\x12\x17\n\x0fno_input_hashes\x18\x1b \x01(\x08\x12\x11\n\tcalibrate\x18\x1c \x01(\x08\x12\x18\n\x10\x63\x61libration_text\x18\x1d \x01(\t\x12\x0f\n\x07imatrix\x18\x1e \x01(\t\x12\x19\n\x11no_error_feedback\x18\x1f \x01(\x08\x12\x14\n\x0csave_imatrix\x18  \x01(\t\x12\x13\n\x0bverify_text\x18! \x01(\t\x12!\n\x14max_increase_percent\x18\" \x01(\x01H\x02\x88\x01\x01\x12\r\n\x05\x66orce\x18# \x01(\x08\x12\x0f\n\x07\x64ry_run\x18$ \x01(\x08\x42\n\n\x08_threadsB\x0f\n\r_memory_bytesB\x17\n\x15_max_increase_percent\"9\n\x0bLoraAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"4\n\x0eQuantizeQueued\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\njobs_ahead\x18\x02 \x01(\x05\"\x9c\x01\n\x10QuantizeProgress\x12\x14\n\x0ctensors_done\x18\x01 \x01(\x05\x12\x15\n\rtensors_total\x18\x02 \x01(\x05\x12\x12\n\nbytes_done\x18\x03 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x03\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x01\x12\r\n\x05\x65ta_s\x18\x06 \x01(\x01\x12\x0e\n\x06tensor\x18\x07 \x01(\t\">\n\x11QuantizeVerifying\x12\x13\n\x0b\x63hunks_done\x18\x01 \x01(\x05\x12\x14\n\x0c\x63hunks_total\x18\x02 \x01(\x05\"\xa9\x04\n\x12QuantizeDivergence\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x05\x12\x11\n\tpositions\x18\x02 \x01(\x03\x12\x1b\n\x13original_perplexity\x18\x03 \x01(\x01\x12\"\n\x1aoriginal_perplexity_stderr\x18\x04 \x01(\x01\x12\x1c\n\x14quantized_perplexity\x18\x05 \x01(\x01\x12#\n\x1bquantized_perplexity_stderr\x18\x06 \x01(\x01\x12\r\n\x05ratio\x18\x07 \x01(\x01\x12\x14\n\x0cratio_stderr\x18\x08 \x01(\x01\x12\x18\n\x10increase_percent\x18\t \x01(\x01\x12\x0f\n\x07kl_mean\x18\n \x01(\x01\x12\x16\n\x0ekl_mean_stderr\x18\x0b \x01(\x01\x12H\n\x0ekl_percentiles\x18\x0c \x03(\x0b\x32\x30.quantd.v1.QuantizeDivergence.KlPercentilesEntry\x12\x0e\n\x06kl_max\x18\r \x01(\x01\x12\x10\n\x08same_top\x18\x0e \x01(\x01\x12\x17\n\x0fsame_top_stderr\x18\x0f \x01(\x01\x12\x14\n\x0c\x64\x65lta_p_mean\x18\x10 \x01(\x01\x12\x13\n\x0b\x64\x65lta_p_rms\x18\x11 \x01(\x01\x12\x13\n\x06passed\x18\x12 \x01(\x08H\x00\x88\x01\x01\x1a\x34\n\x12KlPercentilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_passed\"|\n\rPlannedTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x11\n\tfrom_type\x18\x03 \x01(\t\x12\x0f\n\x07to_type\x18\x04 \x01(\t\x12\x14\n\x0csource_bytes\x18\x05 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x06 \x01(\x03\"c\n\x0cQuantizePlan\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x03 \x01(\x03\x12\x17\n\x0f\x62its_per_weight\x18\x04 \x01(\x01\"\xe7\x01\n\x0eQuantizeResult\x12\x0e\n\x06output\x18\x01 \x01(\t\x12\x14\n\x0coutput_bytes\x18\x02 \x01(\x03\x12\x14\n\x0csource_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x17\n\x0f\x62its_per_weight\x18\x05 \x01(\x01\x12\x0e\n\x06recipe\x18\x14 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x15 \x01(\t\x12\x17\n\x0fresumed_tensors\x18\x16 \x01(\x05\x12\x31\n\ndivergence\x18\x17 \x01(\x0b\x32\x1d.quantd.v1.QuantizeDivergence\"\xb6\x02\n\x10QuantizeResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgressH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.quantd.v1.QuantizeResultH\x00\x12+\n\x06queued\x18\x14 \x01(\x0b\x32\x19.quantd.v1.QuantizeQueuedH\x00\x12\x31\n\tverifying\x18\x15 \x01(\x0b\x32\x1c.quantd.v1.QuantizeVerifyingH\x00\x12\x32\n\x0eplanned_tensor\x18\x16 \x01(\x0b\x32\x18.quantd.v1.PlannedTensorH\x00\x12\'\n\x04plan\x18\x17 \x01(\x0b\x32\x17.quantd.v1.QuantizePlanH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fListJobsRequest\"8\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.quantd.v1.QuantizeJob\"\x8d\x01\n\x0bQuantizeJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12-\n\x08progress\x18\x06 \x01(\x0b\x32\x1b.quantd.v1.QuantizeProgress\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x43\x61ncelJobResponse2\xe5\x01\n\x0fQuantizeService\x12\x45\n\x08Quantize\x12\x1a.quantd.v1.QuantizeRequest\x1a\x1b.quantd.v1.QuantizeResponse0\x01\x12\x43\n\x08ListJobs\x12\x1a.quantd.v1.ListJobsRequest\x1a\x1b.quantd.v1.ListJobsResponse\x12\x46\n\tCancelJob\x12\x1b.quantd.v1.CancelJobRequest\x1a\x1c.quantd.v1.CancelJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quantd.v1.quantize_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_QUANTIZEDIVERGENCE_KLPERCENTILESENTRY']._loaded_options = None
+  _globals['_QUANTIZEDIVERGENCE_KLPERCENTILESENTRY']._serialized_options = b'8\001'
   _globals['_QUANTIZEREQUEST']._serialized_start=48
-  _globals['_QUANTIZEREQUEST']._serialized_end=421
-  _globals['_LORAADAPTER']._serialized_start=423
-  _globals['_LORAADAPTER']._serialized_end=480
-  _globals['_QUANTIZEQUEUED']._serialized_start=482
-  _globals['_QUANTIZEQUEUED']._serialized_end=534
-  _globals['_QUANTIZEPROGRESS']._serialized_start=537
-  _globals['_QUANTIZEPROGRESS']._serialized_end=693
-  _globals['_QUANTIZERESULT']._serialized_start=696
-  _globals['_QUANTIZERESULT']._serialized_end=876
-  _globals['_QUANTIZERESPONSE']._serialized_start=879
-  _globals['_QUANTIZERESPONSE']._serialized_end=1045
-  _globals['_LISTJOBSREQUEST']._serialized_start=1047
-  _globals['_LISTJOBSREQUEST']._serialized_end=1064
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1066
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1122
-  _globals['_QUANTIZEJOB']._serialized_start=1125
-  _globals['_QUANTIZEJOB']._serialized_end=1266
-  _globals['_CANCELJOBREQUEST']._serialized_start=1268
-  _globals['_CANCELJOBREQUEST']._serialized_end=1302
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1304
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1323
-  _globals['_QUANTIZESERVICE']._serialized_start=1326
-  _globals['_QUANTIZESERVICE']._serialized_end=1555
+  _globals['_QUANTIZEREQUEST']._serialized_end=583
+  _globals['_LORAADAPTER']._serialized_start=585
+  _globals['_LORAADAPTER']._serialized_end=642
+  _globals['_QUANTIZEQUEUED']._serialized_start=644
+  _globals['_QUANTIZEQUEUED']._serialized_end=696
+  _globals['_QUANTIZEPROGRESS']._serialized_start=699
+  _globals['_QUANTIZEPROGRESS']._serialized_end=855
+  _globals['_QUANTIZEVERIFYING']._serialized_start=857
+  _globals['_QUANTIZEVERIFYING']._serialized_end=919
+  _globals['_QUANTIZEDIVERGENCE']._serialized_start=922
+  _globals['_QUANTIZEDIVERGENCE']._serialized_end=1475
+  _globals['_QUANTIZEDIVERGENCE_KLPERCENTILESENTRY']._serialized_start=1412
+  _globals['_QUANTIZEDIVERGENCE_KLPERCENTILESENTRY']._serialized_end=1464
+  _globals['_PLANNEDTENSOR']._serialized_start=1477
+  _globals['_PLANNEDTENSOR']._serialized_end=1601
+  _globals['_QUANTIZEPLAN']._serialized_start=1603
+  _globals['_QUANTIZEPLAN']._serialized_end=1702
+  _globals['_QUANTIZERESULT']._serialized_start=1705
+  _globals['_QUANTIZERESULT']._serialized_end=1936
+  _globals['_QUANTIZERESPONSE']._serialized_start=1939
+  _globals['_QUANTIZERESPONSE']._serialized_end=2249
+  _globals['_LISTJOBSREQUEST']._serialized_start=2251
+  _globals['_LISTJOBSREQUEST']._serialized_end=2268
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2270
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2326
+  _globals['_QUANTIZEJOB']._serialized_start=2329
+  _globals['_QUANTIZEJOB']._serialized_end=2470
+  _globals['_CANCELJOBREQUEST']._serialized_start=2472
+  _globals['_CANCELJOBREQUEST']._serialized_end=2506
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2508
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2527
+  _globals['_QUANTIZESERVICE']._serialized_start=2530
+  _globals['_QUANTIZESERVICE']._serialized_end=2759
 # @@protoc_insertion_point(module_scope)

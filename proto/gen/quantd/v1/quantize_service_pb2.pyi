@@ -39,6 +39,12 @@ class QuantizeRequest(_message.Message):
     CALIBRATE_FIELD_NUMBER: _builtins.int
     CALIBRATION_TEXT_FIELD_NUMBER: _builtins.int
     IMATRIX_FIELD_NUMBER: _builtins.int
+    NO_ERROR_FEEDBACK_FIELD_NUMBER: _builtins.int
+    SAVE_IMATRIX_FIELD_NUMBER: _builtins.int
+    VERIFY_TEXT_FIELD_NUMBER: _builtins.int
+    MAX_INCREASE_PERCENT_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """Name of the source in the model folder: a GGUF file in F32, F16, BF16 or Q8_0, or a Hugging Face folder
     (config.json, safetensors, tokenizer). Names only: no paths, no links.
@@ -70,7 +76,32 @@ class QuantizeRequest(_message.Message):
     calibration_text: _builtins.str
     """The text of calibrate, at most 262144 bytes of UTF-8. Empty: a short one that comes with quantd."""
     imatrix: _builtins.str
-    """Name of an imatrix file of llama.cpp (GGUF) in the model folder, instead of calibrate. Empty: none."""
+    """Name of an imatrix file of llama.cpp in the model folder, instead of calibrate: a GGUF file, or "NAME.dat" in the older
+    form. Empty: none.
+    """
+    no_error_feedback: _builtins.bool
+    """With calibrate or a recipe "best-NAME": round every weight to its nearest level, without making up for the errors of
+    others in the same row. Default: false.
+    """
+    save_imatrix: _builtins.str
+    """With calibrate or a recipe "best-NAME": name of a file to write in the model folder with what the text showed, for imatrix;
+    "NAME.dat" in llama.cpp's older form, any other name as GGUF. Must not exist. Empty: none.
+    """
+    verify_text: _builtins.str
+    """Compare the result with the source, a GGUF file that quantd serves, on this text at the end, by the method of
+    llama-perplexity --kl-divergence in chunks of 512 tokens; at least two chunks, at most 262144 bytes of UTF-8. Empty: no
+    comparison.
+    """
+    max_increase_percent: _builtins.float
+    """With verify_text: QuantizeDivergence.passed says whether the perplexity rises by at most this, in percent, -100 to
+    1000000. Unset: no limit.
+    """
+    force: _builtins.bool
+    """Replace the output if it exists; it stays as it was until the new one is complete. Default: false."""
+    dry_run: _builtins.bool
+    """Only tell the type and size of every tensor: events planned_tensor, then plan; nothing is written but save_imatrix.
+    Default: false.
+    """
     @_builtins.property
     def tensor_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """REGEX=TYPE for tensors in whose name REGEX is found, at most 64 of at most 256 characters; the first that fits decides."""
@@ -97,15 +128,25 @@ class QuantizeRequest(_message.Message):
         calibrate: _builtins.bool = ...,
         calibration_text: _builtins.str = ...,
         imatrix: _builtins.str = ...,
+        no_error_feedback: _builtins.bool = ...,
+        save_imatrix: _builtins.str = ...,
+        verify_text: _builtins.str = ...,
+        max_increase_percent: _builtins.float | None = ...,
+        force: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "memory_bytes", b"memory_bytes", "threads", b"threads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_increase_percent", b"_max_increase_percent", "_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "max_increase_percent", b"max_increase_percent", "memory_bytes", b"memory_bytes", "threads", b"threads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "attention_type", b"attention_type", "calibrate", b"calibrate", "calibration_text", b"calibration_text", "embedding_type", b"embedding_type", "imatrix", b"imatrix", "lora", b"lora", "memory_bytes", b"memory_bytes", "no_input_hashes", b"no_input_hashes", "output", b"output", "output_type", b"output_type", "pure", b"pure", "recipe", b"recipe", "source", b"source", "tensor_types", b"tensor_types", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_increase_percent", b"_max_increase_percent", "_memory_bytes", b"_memory_bytes", "_threads", b"_threads", "attention_type", b"attention_type", "calibrate", b"calibrate", "calibration_text", b"calibration_text", "dry_run", b"dry_run", "embedding_type", b"embedding_type", "force", b"force", "imatrix", b"imatrix", "lora", b"lora", "max_increase_percent", b"max_increase_percent", "memory_bytes", b"memory_bytes", "no_error_feedback", b"no_error_feedback", "no_input_hashes", b"no_input_hashes", "output", b"output", "output_type", b"output_type", "pure", b"pure", "recipe", b"recipe", "save_imatrix", b"save_imatrix", "source", b"source", "tensor_types", b"tensor_types", "threads", b"threads", "verify_text", b"verify_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_increase_percent: _TypeAlias = _typing.Literal["max_increase_percent"]  # noqa: Y015
+    _WhichOneofArgType__max_increase_percent: _TypeAlias = _typing.Literal["_max_increase_percent", b"_max_increase_percent"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__threads: _TypeAlias = _typing.Literal["threads"]  # noqa: Y015
     _WhichOneofArgType__threads: _TypeAlias = _typing.Literal["_threads", b"_threads"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_increase_percent) -> _WhichOneofReturnType__max_increase_percent | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
     @_typing.overload
@@ -214,6 +255,224 @@ class QuantizeProgress(_message.Message):
 Global___QuantizeProgress: _TypeAlias = QuantizeProgress  # noqa: Y015
 
 @_typing.final
+class QuantizeVerifying(_message.Message):
+    """How far the comparison of verify_text is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNKS_DONE_FIELD_NUMBER: _builtins.int
+    CHUNKS_TOTAL_FIELD_NUMBER: _builtins.int
+    chunks_done: _builtins.int
+    """Chunks compared."""
+    chunks_total: _builtins.int
+    """Chunks in all. 0: not known yet, the models are being loaded."""
+    def __init__(
+        self,
+        *,
+        chunks_done: _builtins.int = ...,
+        chunks_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks_done", b"chunks_done", "chunks_total", b"chunks_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizeVerifying: _TypeAlias = QuantizeVerifying  # noqa: Y015
+
+@_typing.final
+class QuantizeDivergence(_message.Message):
+    """How far the result is from its source on verify_text; "stderr" is the standard error of the value before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class KlPercentilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    ORIGINAL_PERPLEXITY_FIELD_NUMBER: _builtins.int
+    ORIGINAL_PERPLEXITY_STDERR_FIELD_NUMBER: _builtins.int
+    QUANTIZED_PERPLEXITY_FIELD_NUMBER: _builtins.int
+    QUANTIZED_PERPLEXITY_STDERR_FIELD_NUMBER: _builtins.int
+    RATIO_FIELD_NUMBER: _builtins.int
+    RATIO_STDERR_FIELD_NUMBER: _builtins.int
+    INCREASE_PERCENT_FIELD_NUMBER: _builtins.int
+    KL_MEAN_FIELD_NUMBER: _builtins.int
+    KL_MEAN_STDERR_FIELD_NUMBER: _builtins.int
+    KL_PERCENTILES_FIELD_NUMBER: _builtins.int
+    KL_MAX_FIELD_NUMBER: _builtins.int
+    SAME_TOP_FIELD_NUMBER: _builtins.int
+    SAME_TOP_STDERR_FIELD_NUMBER: _builtins.int
+    DELTA_P_MEAN_FIELD_NUMBER: _builtins.int
+    DELTA_P_RMS_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    chunks: _builtins.int
+    """Chunks of the text that were compared, of 512 tokens."""
+    positions: _builtins.int
+    """Positions scored: of each chunk the second half."""
+    original_perplexity: _builtins.float
+    """Perplexity of the source."""
+    original_perplexity_stderr: _builtins.float
+    """Its standard error."""
+    quantized_perplexity: _builtins.float
+    """Perplexity of the result."""
+    quantized_perplexity_stderr: _builtins.float
+    """Its standard error."""
+    ratio: _builtins.float
+    """The result's perplexity over the source's."""
+    ratio_stderr: _builtins.float
+    """Its standard error, paired: of the difference at each position."""
+    increase_percent: _builtins.float
+    """By how many percent the perplexity rises."""
+    kl_mean: _builtins.float
+    """Mean of the Kullback-Leibler divergence to the source, in nats a position."""
+    kl_mean_stderr: _builtins.float
+    """Its standard error."""
+    kl_max: _builtins.float
+    """The largest of all positions."""
+    same_top: _builtins.float
+    """Share of the positions where both rank the same token first, 0 to 1."""
+    same_top_stderr: _builtins.float
+    """Its standard error."""
+    delta_p_mean: _builtins.float
+    """Mean change of the probability of the text's token, result minus source."""
+    delta_p_rms: _builtins.float
+    """Root of the mean square of that change."""
+    passed: _builtins.bool
+    """Whether increase_percent is at most max_increase_percent. Unset: no limit was given."""
+    @_builtins.property
+    def kl_percentiles(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Its percentiles "50", "90", "95", "99", "99.9"."""
+
+    def __init__(
+        self,
+        *,
+        chunks: _builtins.int = ...,
+        positions: _builtins.int = ...,
+        original_perplexity: _builtins.float = ...,
+        original_perplexity_stderr: _builtins.float = ...,
+        quantized_perplexity: _builtins.float = ...,
+        quantized_perplexity_stderr: _builtins.float = ...,
+        ratio: _builtins.float = ...,
+        ratio_stderr: _builtins.float = ...,
+        increase_percent: _builtins.float = ...,
+        kl_mean: _builtins.float = ...,
+        kl_mean_stderr: _builtins.float = ...,
+        kl_percentiles: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        kl_max: _builtins.float = ...,
+        same_top: _builtins.float = ...,
+        same_top_stderr: _builtins.float = ...,
+        delta_p_mean: _builtins.float = ...,
+        delta_p_rms: _builtins.float = ...,
+        passed: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_passed", b"_passed", "passed", b"passed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_passed", b"_passed", "chunks", b"chunks", "delta_p_mean", b"delta_p_mean", "delta_p_rms", b"delta_p_rms", "increase_percent", b"increase_percent", "kl_max", b"kl_max", "kl_mean", b"kl_mean", "kl_mean_stderr", b"kl_mean_stderr", "kl_percentiles", b"kl_percentiles", "original_perplexity", b"original_perplexity", "original_perplexity_stderr", b"original_perplexity_stderr", "passed", b"passed", "positions", b"positions", "quantized_perplexity", b"quantized_perplexity", "quantized_perplexity_stderr", b"quantized_perplexity_stderr", "ratio", b"ratio", "ratio_stderr", b"ratio_stderr", "same_top", b"same_top", "same_top_stderr", b"same_top_stderr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__passed: _TypeAlias = _typing.Literal["passed"]  # noqa: Y015
+    _WhichOneofArgType__passed: _TypeAlias = _typing.Literal["_passed", b"_passed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__passed) -> _WhichOneofReturnType__passed | None: ...
+
+Global___QuantizeDivergence: _TypeAlias = QuantizeDivergence  # noqa: Y015
+
+@_typing.final
+class PlannedTensor(_message.Message):
+    """One tensor of a dry run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    FROM_TYPE_FIELD_NUMBER: _builtins.int
+    TO_TYPE_FIELD_NUMBER: _builtins.int
+    SOURCE_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    from_type: _builtins.str
+    """Type in the source, such as "F16"."""
+    to_type: _builtins.str
+    """Type in the result, such as "Q4_K"."""
+    source_bytes: _builtins.int
+    """Bytes in the source."""
+    output_bytes: _builtins.int
+    """Bytes in the result."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its dimensions, the row length first."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        from_type: _builtins.str = ...,
+        to_type: _builtins.str = ...,
+        source_bytes: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_type", b"from_type", "name", b"name", "output_bytes", b"output_bytes", "shape", b"shape", "source_bytes", b"source_bytes", "to_type", b"to_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedTensor: _TypeAlias = PlannedTensor  # noqa: Y015
+
+@_typing.final
+class QuantizePlan(_message.Message):
+    """What a dry run found; the tensors came before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECIPE_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    SOURCE_BYTES_FIELD_NUMBER: _builtins.int
+    BITS_PER_WEIGHT_FIELD_NUMBER: _builtins.int
+    recipe: _builtins.str
+    """Recipe that would be used; with "auto", the one that was chosen."""
+    output_bytes: _builtins.int
+    """Size of the result in bytes."""
+    source_bytes: _builtins.int
+    """Bytes of the source's tensors."""
+    bits_per_weight: _builtins.float
+    """Bits per weight of the result, over all tensors."""
+    def __init__(
+        self,
+        *,
+        recipe: _builtins.str = ...,
+        output_bytes: _builtins.int = ...,
+        source_bytes: _builtins.int = ...,
+        bits_per_weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_weight", b"bits_per_weight", "output_bytes", b"output_bytes", "recipe", b"recipe", "source_bytes", b"source_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantizePlan: _TypeAlias = QuantizePlan  # noqa: Y015
+
+@_typing.final
 class QuantizeResult(_message.Message):
     """What came out."""
 
@@ -227,6 +486,7 @@ class QuantizeResult(_message.Message):
     RECIPE_FIELD_NUMBER: _builtins.int
     DATA_SHA256_FIELD_NUMBER: _builtins.int
     RESUMED_TENSORS_FIELD_NUMBER: _builtins.int
+    DIVERGENCE_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """Name of the result."""
     output_bytes: _builtins.int
@@ -243,6 +503,10 @@ class QuantizeResult(_message.Message):
     """SHA-256 of the result's tensor data, hexadecimal, as its manifest has it."""
     resumed_tensors: _builtins.int
     """Tensors that an earlier run, which was killed, had finished."""
+    @_builtins.property
+    def divergence(self) -> Global___QuantizeDivergence:
+        """What verify_text showed. Unset: nothing was compared."""
+
     def __init__(
         self,
         *,
@@ -254,10 +518,11 @@ class QuantizeResult(_message.Message):
         recipe: _builtins.str = ...,
         data_sha256: _builtins.str = ...,
         resumed_tensors: _builtins.int = ...,
+        divergence: Global___QuantizeDivergence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_weight", b"bits_per_weight", "data_sha256", b"data_sha256", "output", b"output", "output_bytes", b"output_bytes", "recipe", b"recipe", "resumed_tensors", b"resumed_tensors", "seconds", b"seconds", "source_bytes", b"source_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_weight", b"bits_per_weight", "data_sha256", b"data_sha256", "divergence", b"divergence", "output", b"output", "output_bytes", b"output_bytes", "recipe", b"recipe", "resumed_tensors", b"resumed_tensors", "seconds", b"seconds", "source_bytes", b"source_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,17 +537,32 @@ class QuantizeResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    VERIFYING_FIELD_NUMBER: _builtins.int
+    PLANNED_TENSOR_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___QuantizeProgress:
         """How far it is."""
 
     @_builtins.property
     def result(self) -> Global___QuantizeResult:
-        """The result; always the last event of a stream that succeeds."""
+        """The result; always the last event of a stream that succeeds, but for a dry run."""
 
     @_builtins.property
     def queued(self) -> Global___QuantizeQueued:
         """The job waits; sent at first and whenever its place changes."""
+
+    @_builtins.property
+    def verifying(self) -> Global___QuantizeVerifying:
+        """The file is complete and is being compared."""
+
+    @_builtins.property
+    def planned_tensor(self) -> Global___PlannedTensor:
+        """A tensor of a dry run."""
+
+    @_builtins.property
+    def plan(self) -> Global___QuantizePlan:
+        """The sums of a dry run, its last event."""
 
     def __init__(
         self,
@@ -290,12 +570,15 @@ class QuantizeResponse(_message.Message):
         progress: Global___QuantizeProgress | None = ...,
         result: Global___QuantizeResult | None = ...,
         queued: Global___QuantizeQueued | None = ...,
+        verifying: Global___QuantizeVerifying | None = ...,
+        planned_tensor: Global___PlannedTensor | None = ...,
+        plan: Global___QuantizePlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "queued", b"queued", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "plan", b"plan", "planned_tensor", b"planned_tensor", "progress", b"progress", "queued", b"queued", "result", b"result", "verifying", b"verifying"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "progress", b"progress", "queued", b"queued", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "plan", b"plan", "planned_tensor", b"planned_tensor", "progress", b"progress", "queued", b"queued", "result", b"result", "verifying", b"verifying"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "queued"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "queued", "verifying", "planned_tensor", "plan"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
