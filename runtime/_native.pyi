@@ -1,5 +1,6 @@
 """Types of runtime._native, the C++ core.  One section per bind_<area>.cpp."""
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TypeAlias
 
@@ -269,6 +270,97 @@ class Tokenizer:
 
 def split_words(patterns: list[str], text: bytes) -> list[int]:
     """Return the ends, in bytes, of the words into which regexes cut a text, one after the other."""
+
+# --- Sequences, their guesses, and steps of answers alone (bind_progress.cpp) -----------------------------------------
+
+class Copier:
+    """Guesses the next tokens of one sequence from its own text (runtime/speculation.py)."""
+
+    def __init__(self, tokens: NDArray[np.int32], num_known: int, *, table_bits: int | None = None) -> None:
+        """`tokens` (limit,) is the sequence's own array, of which the first `num_known` are known.
+
+        ValueError where there are not so many; `table_bits`, 1 to 16, is chosen by the limit where it is None.
+        """
+
+    @property
+    def num_known(self) -> int: ...
+    @property
+    def has_guess(self) -> bool:
+        """True: there is a guess for the next token."""
+
+    def follow(self) -> None:
+        """Take in the token at `num_known` of the array; IndexError where the array ends before it."""
+
+    def chances(self, most: int) -> list[float]:
+        """Return for each of the next guesses, at most `most`: the chance that it and all before it are right."""
+
+    def draft(self, most: int) -> list[int]:
+        """Return the next `most` guesses in order, none without a guess; text that repeats itself is read on into them."""
+
+    def tables(self) -> tuple[list[int], list[int]]:
+        """Return copies of both tables: by the hash of an ending of 4 and of 2 tokens, the position behind it."""
+
+def copier_table_bytes(limit_tokens: int) -> int:
+    """Return the bytes of the tables of a copier for a sequence of at most `limit_tokens` tokens."""
+
+def choose_drafts(candidates: list[tuple[Copier | None, int]], step_ms: list[float]) -> list[int]:
+    """Return how many guesses each candidate's row should have behind it.
+
+    candidates: who guesses and how many it may have; step_ms[n]: the time of a step with n rows more than candidates.
+    """
+
+class Progress:
+    """What every token changes of a sequence: the base of runtime.request.Sequence, which says what the fields mean."""
+
+    num_known: int
+    num_computed: int
+    num_drafted: int
+    completion_tokens: int
+    num_published: int
+    paged_tokens: int
+    publishes: bool
+    is_running: bool
+    copier: Copier | None
+
+    def __init__(
+        self, *, is_plain: bool, limit_tokens: int, page_tokens: int, stop_ids: list[int]
+    ) -> None: ...
+    @property
+    def is_plain(self) -> bool: ...
+    @property
+    def limit_tokens(self) -> int: ...
+    def hold(self, tokens: NDArray[np.int32]) -> None:
+        """Use this array, which is written to, for its tokens; the copier, which reads the one before, is dropped."""
+
+    def append_token(self, token_id: int) -> None:
+        """Add a known token and let the copier follow; IndexError where the array has no room."""
+
+LEFT_PAGE_FULL: int
+LEFT_UNTAKEN: int
+
+def count_ready(running: Sequence[Progress]) -> int:
+    """Return how many of a list want just their last known token computed."""
+
+def any_guess(running: Sequence[Progress]) -> bool:
+    """Say whether one of a list has a guess for its next token."""
+
+def renew_rows(
+    running: Sequence[Progress],
+    last: Sequence[Progress],
+    tokens: NDArray[np.int32],
+    positions: NDArray[np.int32],
+) -> bool:
+    """Write the wanted token of each sequence and its position; False where the step differs from that of `last` otherwise.
+
+    It differs with another sequence, with a draft, or where a row lies beyond the `paged_tokens` of its sequence.
+    """
+
+def advance_all(sequences: Sequence[Progress], token_ids: NDArray[np.int32]) -> list[tuple[int, int]]:
+    """Take in one computed row of each sequence and the token that it gave; (index, LEFT_ bits) of what is left to do.
+
+    LEFT_PAGE_FULL: a page is complete and not published.  LEFT_UNTAKEN: the token was not added, because there is none, it
+    ends the sequence, or the sequence is not plain.  RuntimeError, with nothing changed, for a sequence that does not run.
+    """
 
 # --- The step executor (bind_program.cpp) -----------------------------------------------------------------------
 

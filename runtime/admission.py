@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from runtime._native import Sampler
 from runtime.constraint import ConstraintError
 from runtime.errors import ContextLengthError, RequestError
 from runtime.memory import RuntimeSettings
@@ -45,8 +46,6 @@ class EngineModel(Protocol):
 
 def native_sampler(params: SamplingParams) -> Any:
     """The sampler of the native core for these parameters."""
-    from runtime._native import Sampler  # noqa: PLC0415  tests of the engine need no native build
-
     return Sampler(
         temperature=params.temperature,
         top_k=params.top_k,

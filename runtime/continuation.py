@@ -7,6 +7,9 @@ Nothing here knows other sequences, pages or the plan of a step: that is the sch
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import repeat
+
 from runtime.constraint import ConstraintError
 from runtime.request import (
     ERROR_CONSTRAINT_FAILED,
@@ -24,6 +27,7 @@ Ending = tuple[FinishReason, str | None]
 
 _FULL: Ending = (FinishReason.LENGTH, None)
 _NO_TOP: tuple[tuple[int, float], ...] = ()
+_new_tuple: Callable[[type[TokenEvent], Iterable[object]], TokenEvent] = tuple.__new__
 _ERROR_OF_OUTCOME = {Outcome.NON_FINITE: ERROR_NON_FINITE_LOGITS, Outcome.NO_TOKEN: ERROR_NO_TOKEN}
 
 
@@ -52,8 +56,6 @@ def extend(
     token_id = items(result.token_ids)[index]
     if token_id < 0:
         return FinishReason.FAILED, _ERROR_OF_OUTCOME[Outcome(int(result.outcomes[index]))]
-    if sequence.is_plain:
-        return tell(sequence, token_id, events, now_s)
     request = sequence.request
     sequence.append(token_id, now_s)
     if token_id in request.stop_token_ids:
@@ -69,14 +71,10 @@ def extend(
     return _FULL if sequence.num_known >= sequence.limit_tokens else None
 
 
-def tell(sequence: Sequence, token_id: int, events: list[Event], now_s: float) -> Ending | None:
-    """Add a sampled token of a sequence that `is_plain`; as `extend`."""
-    request = sequence.request
-    sequence.append(token_id, now_s)
-    if token_id in request.stop_token_ids:
-        return FinishReason.STOP, None
-    events.append(TokenEvent(request.id, token_id, None, _NO_TOP))
-    return _FULL if sequence.num_known >= sequence.limit_tokens else None
+def tell_all(request_ids: list[str], token_ids: list[int]) -> list[Event]:
+    """Events of one token for each request, without log-probabilities: made without a line of Python for each."""
+    fields = zip(request_ids, token_ids, repeat(None), repeat(_NO_TOP))  # two of them never end
+    return list(map(_new_tuple, repeat(TokenEvent), fields))
 
 
 def _follow_constraint(sequence: Sequence, token_id: int, events: list[Event], now_s: float) -> Ending | None:

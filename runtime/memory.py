@@ -25,7 +25,7 @@ from runtime.machine_memory import (
     own_anonymous_bytes,
 )
 from runtime.models.config import Experts
-from runtime.speculation import table_bytes as copier_bytes
+from runtime.speculation import copier_table_bytes
 
 __all__ = [
     "KV_TYPES",
@@ -165,7 +165,7 @@ def plan_memory(
     _check(config, settings)
     process_bytes = PROCESS_BYTES + _tokenizer_bytes(file, config)
     if settings.speculate:
-        process_bytes += settings.sessions * copier_bytes(
+        process_bytes += settings.sessions * copier_table_bytes(
             settings.context_tokens or min(config.context_length, _DEFAULT_CONTEXT_TOKENS)
         )
     others_bytes = sum(other.model_bytes for other in others)

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from runtime._native import Copier, Progress
 from runtime.constraint import TokenConstraint
 from runtime.pages import Lease
 from runtime.sampling import SamplingParams
-from runtime.speculation import Copier
 from runtime.step_plan import items
 
 
@@ -150,8 +151,10 @@ class FinishEvent:
 Event = TokenEvent | PromptEvent | FinishEvent
 
 
-class Sequence:
+class Sequence(Progress):
     """A request on its way: its state, its tokens and its pages.  Owned by the scheduler.
+
+    What every token changes is the native part's (runtime/native/progress.h), which does it for all answers of a step at once.
 
     tokens  [0 ........ num_computed)[num_computed ........ num_known)[num_known ........ limit)
             keys and values in pages  wanted: the next rows            not sampled yet
@@ -164,22 +167,15 @@ class Sequence:
         "admitted_s",
         "arrival",
         "cached_tokens",
-        "completion_tokens",
-        "copier",
         "drafted_tokens",
         "first_token_s",
-        "is_plain",
         "keys",
         "last_step",
         "lease",
-        "limit_tokens",
+        "may_guess",
         "need_pages",
         "num_bypassed",
-        "num_computed",
-        "num_drafted",
-        "num_known",
         "num_preempted",
-        "num_published",
         "num_scored",
         "prompt_tokens",
         "request",
@@ -195,32 +191,29 @@ class Sequence:
         self, request: Request, sampler: Any, *, limit_tokens: int, page_tokens: int, submitted_s: float
     ) -> None:
         """`limit_tokens`: known tokens at which it ends; `page_tokens` sizes its worst case in pages."""
+        super().__init__(
+            # Its tokens are told without log-probabilities, and nothing but the model says which they are.
+            is_plain=request.constraint is None and request.sampling.top_logprobs is None,
+            limit_tokens=limit_tokens,
+            page_tokens=page_tokens,
+            stop_ids=list(request.stop_token_ids),
+        )
         self.request = request
         self.sampler = sampler  # runtime._native.Sampler or what stands for it in a test
-        # Its tokens are told without log-probabilities, and nothing but the model says which they are.
-        self.is_plain = request.constraint is None and request.sampling.top_logprobs is None
         self.scorers: list[Any] | None = (
             None  # report the alternatives of prompt tokens, where they are wanted
         )
         self.num_scored = 1  # prompt tokens whose log-probability was told, or is none
         self.state = State.WAITING
         self.prompt_tokens = len(request.prompt_ids)
-        self.limit_tokens = limit_tokens
         self.need_pages = -(-limit_tokens // page_tokens)
         self.lease: Lease | None = None
-        self.tokens = np.asarray(
-            request.prompt_ids, np.int32
-        )  # (prompt_tokens,); (limit_tokens,) once admitted
-        self.token_items = items(self.tokens)  # the same
+        self._keep(np.array(request.prompt_ids, np.int32))
         self.num_known = self.prompt_tokens
-        self.num_computed = 0
-        self.num_published = 0
+        self.may_guess = False  # it gets a copier with its first token
         self.keys: list[bytes] = []  # root and keys of full pages (runtime/prefix.py); empty: shares nothing
         self.cached_tokens = 0
-        self.copier: Copier | None = None  # guesses its next tokens; made with its first token
-        self.num_drafted = 0  # guesses in the scheduled step; they stand in tokens[num_known:]
         self.drafted_tokens = self.accepted_tokens = 0
-        self.completion_tokens = 0
         self.arrival = 0  # its number in the order of arrival
         self.last_step = 0  # number of the last step with a row of it that had none for some others
         self.num_preempted = 0  # times that it gave its session back
@@ -242,6 +235,7 @@ class Sequence:
     def move(self, trigger: Trigger) -> None:
         """Take a transition of the table."""
         self.state = next_state(self.state, trigger)
+        self.is_running = self.state is State.RUNNING
 
     def admit(self, lease: Lease, now_s: float) -> None:
         """Enter a session: from here on it holds `lease` and room for all its tokens."""
@@ -252,13 +246,13 @@ class Sequence:
         self.admitted_s = now_s
         tokens = np.empty(self.limit_tokens, np.int32)
         tokens[: self.prompt_tokens] = self.tokens
-        self.tokens, self.token_items = tokens, items(tokens)
+        self._keep(tokens)
 
     def preempt(self) -> None:
         """Leave the session, whose lease the caller has released: all known tokens are to be computed again."""
         self.move(Move.PREEMPT)
         self.lease = None
-        self.num_computed = self.num_published = 0
+        self.num_computed = self.num_published = self.paged_tokens = 0
         self.num_preempted += 1
         self.num_bypassed += 1
 
@@ -270,13 +264,11 @@ class Sequence:
 
     def append(self, token_id: int, now_s: float) -> None:
         """Add a sampled token, which the next step has to compute."""
+        self.append_token(token_id)
         if self.first_token_s is None:
             self.first_token_s = now_s
-        self.token_items[self.num_known] = token_id
-        self.num_known += 1
-        self.completion_tokens += 1
-        if self.copier is not None:
-            self.copier.follow()
+            if self.may_guess:
+                self.copier = Copier(self.tokens, self.num_known)
 
     def finish(self, reason: FinishReason, now_s: float, error: str | None = None) -> FinishEvent:
         """End it and say so; the lease stays for the caller to release."""
@@ -296,3 +288,8 @@ class Sequence:
             drafted_tokens=self.drafted_tokens,
             accepted_tokens=self.accepted_tokens,
         )
+
+    def _keep(self, tokens: npt.NDArray[np.int32]) -> None:
+        """`tokens`: (prompt_tokens,) until it is admitted, (limit_tokens,) from then on."""
+        self.hold(tokens)
+        self.tokens, self.token_items = tokens, items(tokens)

@@ -30,7 +30,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.continuation import Ending, confirm_draft, extend, tell
+from runtime._native import LEFT_PAGE_FULL, LEFT_UNTAKEN, advance_all, count_ready
+from runtime.continuation import confirm_draft, extend, tell_all
+from runtime.drafts import Drafts
 from runtime.pacing import StepCosts
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
@@ -45,12 +47,10 @@ from runtime.request import (
     Sequence,
     State,
 )
-from runtime.speculation import MAX_DRAFT, Copier, choose_drafts
 from runtime.step_batch import StepBatch
 from runtime.step_plan import StepPlan, StepResult
 
 _MAX_PREEMPTIONS = 1  # of one request
-_MAX_DRAFT_ROWS = 16  # of a step that carries guesses: more are multiplied as those of prompts are
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Scheduler:
         self.max_bypass = max_bypass
         self.counts = Counts()
         self._prefix = prefix
-        self._costs = costs
+        self._drafts = None if costs is None else Drafts(costs)
         self._num_steps = 0
         self._num_arrived = 0
         self._next_deadline_s = math.inf  # no request's comes before it
@@ -124,7 +124,7 @@ class Scheduler:
     @property
     def num_ready(self) -> int:
         """Running sequences that want one token only."""
-        return len([1 for sequence in self._running if sequence.num_known - sequence.num_computed == 1])
+        return count_ready(self._running)
 
     @property
     def has_prompts(self) -> bool:
@@ -157,7 +157,9 @@ class Scheduler:
             submitted_s=now_s,
         )
         sequence.scorers = scorers
+        sequence.may_guess = self._drafts is not None and self._drafts.suit(request)
         if self._prefix is not None:
+            sequence.publishes = True
             sequence.keys.append(self._prefix.root(request.cache_scope))
             self._prefix.extend(sequence.keys, sequence.tokens)
         return sequence
@@ -213,10 +215,13 @@ class Scheduler:
         if self._batch:
             raise RuntimeError("the scheduled step was not applied")
         self._admit(now_s)
-        if not self._running:
+        running = self._running
+        if not running:
             return None
-        rows = self._share_rows(max(1, min(row_budget, self.max_step_rows)))
-        return self._batch.plan(rows)
+        row_budget = max(1, min(row_budget, self.max_step_rows))
+        if len(running) <= row_budget and count_ready(running) == len(running):
+            return self._plan_answers(running, row_budget)
+        return self._batch.plan(self._share_rows(running, row_budget))
 
     def apply(self, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the planned step found: tokens, and the ends that they bring."""
@@ -250,40 +255,42 @@ class Scheduler:
         for sequence, index, num_taken in taken:
             if sequence.state is State.DONE:
                 continue
-            before = sequence.completion_tokens
-            for at in range(index, index + num_taken):
-                ending = extend(sequence, result, at, events, now_s)
-                if ending is not None:
-                    events.append(self._finish(sequence, ending[0], now_s, ending[1]))
-                    break
-            self.counts.generated_tokens += sequence.completion_tokens - before
+            entries = range(index, index + num_taken)
+            self.counts.generated_tokens += self._extend(sequence, result, entries, events, now_s)
         return events
 
     def _apply_plain(self, result: StepResult, now_s: float) -> list[Event]:
         """The same for a step of answers alone, one row each: nearly all steps are, and Python is slow."""
-        sequences, prefix, page_tokens = self._batch.sequences, self._prefix, self.page_tokens
-        events: list[Event] = []
-        ended: list[tuple[Sequence, Ending]] = []
-        num_generated = 0
-        for index, (sequence, token_id) in enumerate(zip(sequences, result.token_ids.tolist(), strict=True)):
-            if sequence.state is not State.RUNNING:
-                raise RuntimeError(f"a {sequence.state.value} request was in a step")
-            sequence.num_computed = known = sequence.num_known
-            if prefix is not None and known // page_tokens != sequence.num_published:
-                self._publish(sequence, prefix)
-            if sequence.is_plain and token_id >= 0:
-                ending = tell(sequence, token_id, events, now_s)
-                num_generated += 1
-            else:
-                before = sequence.completion_tokens
-                ending = extend(sequence, result, index, events, now_s)
-                num_generated += sequence.completion_tokens - before
-            if ending is not None:
-                ended.append((sequence, ending))
-        self.counts.generated_tokens += num_generated
+        sequences, request_ids = self._batch.sequences, self._batch.request_ids
+        left = advance_all(sequences, result.token_ids)
         self._batch.clear()
-        events += [self._finish(sequence, ending[0], now_s, ending[1]) for sequence, ending in ended]
+        token_ids = result.token_ids.tolist()
+        events: list[Event] = []
+        num_told = num_generated = 0
+        for index, bits in left:
+            sequence = sequences[index]
+            if bits & LEFT_PAGE_FULL and self._prefix is not None:
+                self._publish(sequence, self._prefix)
+            if bits & LEFT_UNTAKEN:
+                events += tell_all(request_ids[num_told:index], token_ids[num_told:index])
+                num_generated += index - num_told
+                num_told = index + 1
+                num_generated += self._extend(sequence, result, range(index, index + 1), events, now_s)
+        events += tell_all(request_ids[num_told:], token_ids[num_told:])
+        self.counts.generated_tokens += num_generated + len(sequences) - num_told
         return events
+
+    def _extend(
+        self, sequence: Sequence, result: StepResult, entries: range, events: list[Event], now_s: float
+    ) -> int:
+        """Add the tokens of these entries, up to the one that ends the sequence; returns how many tokens it got."""
+        before = sequence.completion_tokens
+        for index in entries:
+            ending = extend(sequence, result, index, events, now_s)
+            if ending is not None:
+                events.append(self._finish(sequence, ending[0], now_s, ending[1]))
+                break
+        return sequence.completion_tokens - before
 
     def _confirm_draft(self, sequence: Sequence, result: StepResult, index: int) -> int:
         num_accepted = confirm_draft(sequence, result, index)
@@ -381,11 +388,20 @@ class Scheduler:
         sequence.num_published = num_full
         self._may_admit = True
 
-    def _share_rows(self, row_budget: int) -> dict[Sequence, int]:
+    def _plan_answers(self, answers: list[Sequence], row_budget: int) -> StepPlan:
+        """A step of all running sequences, where each wants one token: it may carry guesses."""
+        drafts = self._drafts
+        counts = None if drafts is None else drafts.choose(answers, row_budget)
+        if drafts is None or counts is None:
+            return self._batch.plan_again(answers) or self._batch.plan(dict.fromkeys(answers, 1))
+        num_drafted = map(drafts.place, answers, counts)
+        return self._batch.plan({each: 1 + num for each, num in zip(answers, num_drafted, strict=True)})
+
+    def _share_rows(self, running: list[Sequence], row_budget: int) -> dict[Sequence, int]:
         """Rows of each sequence of the step, by rules 1 and 2."""
         ready: list[Sequence] = []
         behind: list[Sequence] = []
-        for sequence in self._running:
+        for sequence in running:
             if sequence.num_known - sequence.num_computed > 1:
                 self._adopt(sequence)
                 (ready if sequence.num_wanted == 1 else behind).append(sequence)
@@ -402,44 +418,7 @@ class Scheduler:
         rows = dict.fromkeys(ready, 1)
         if behind:
             rows |= share_among_prompts(behind, row_budget - num_ready, self.page_tokens)
-        elif self._costs is not None and len(rows) < _MAX_DRAFT_ROWS:
-            self._add_drafts(rows, self._costs, min(row_budget, _MAX_DRAFT_ROWS))
         return rows
-
-    def _add_drafts(self, rows: dict[Sequence, int], costs: StepCosts, max_rows: int) -> None:
-        """Let sequences of a step without prompts carry guesses, where that pays; `max_rows` rows in all."""
-        some = False
-        for sequence in rows:
-            if sequence.copier is not None:
-                some = some or sequence.copier.has_guess
-            elif sequence.completion_tokens and self._may_guess(sequence):
-                sequence.copier = Copier(sequence.tokens, sequence.num_known)
-                some = some or sequence.copier.has_guess
-        if not some:
-            return
-        # A step gives one token more than it has guesses, and none beyond the limit.
-        candidates = [
-            (sequence.copier, min(MAX_DRAFT, sequence.limit_tokens - sequence.num_known - 1))
-            for sequence in rows
-        ]
-        counts = choose_drafts(candidates, costs, max_rows)
-        for sequence, (copier, _), count in zip(list(rows), candidates, counts, strict=True):
-            if not count or copier is None:
-                continue
-            drafted = copier.draft(count)
-            stops = sequence.request.stop_token_ids
-            for index, token_id in enumerate(drafted):
-                if token_id in stops:  # nothing comes after it
-                    del drafted[index:]
-                    break
-            sequence.num_drafted = len(drafted)
-            sequence.tokens[sequence.num_known : sequence.num_known + len(drafted)] = drafted
-            rows[sequence] += len(drafted)
-
-    @staticmethod
-    def _may_guess(sequence: Sequence) -> bool:
-        """A constraint's mask depends on the token before, so its tokens cannot be checked together."""
-        return sequence.request.speculate and sequence.request.constraint is None
 
     def _fail(self, sequences: Iterable[Sequence], error: str, now_s: float) -> list[Event]:
         return [self._finish(sequence, FinishReason.FAILED, now_s, error) for sequence in sequences]

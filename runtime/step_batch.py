@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.pages import Lease, PagePool
+from runtime._native import renew_rows
+from runtime.pages import PagePool
 from runtime.prompt_scores import Scored, scored_rows
 from runtime.request import Sequence
 from runtime.step_plan import StepPlan, items
@@ -24,8 +25,7 @@ class _Plain:
     sequences: list[Sequence]
     num_rows: list[int]  # all 1
     sampled_at: list[int]  # 0, 1, 2, ...
-    leases: list[Lease | None]
-    limits: list[int]  # tokens that the pages of each hold
+    request_ids: list[str]
 
 
 class StepBatch:
@@ -62,11 +62,13 @@ class StepBatch:
     def __bool__(self) -> bool:
         return bool(self.sequences)
 
+    @property
+    def request_ids(self) -> list[str]:
+        """Of a step that `is_plain`, in order."""
+        return [] if self._plain is None else self._plain.request_ids
+
     def plan(self, rows: dict[Sequence, int]) -> StepPlan:
         """Take the pages that these rows need and flatten them."""
-        again = self._plan_again(rows)
-        if again is not None:
-            return again
         row = page = index = n_out = prompt_rows = 0
         samplers: list[Any] = []
         if self._has_targets:
@@ -136,28 +138,17 @@ class StepBatch:
 
     def _remember(self, plan: StepPlan) -> _Plain:
         """A step of one row for each of its answers: likely the next one differs by its tokens only."""
-        leases = [sequence.lease for sequence in self.sequences]
-        limits = [lease.used * self._page_tokens for lease in leases if lease is not None]
-        return _Plain(plan, self.sequences, self.num_rows, self.sampled_at, leases, limits)
+        for sequence in self.sequences:
+            assert sequence.lease is not None
+            sequence.paged_tokens = sequence.lease.used * self._page_tokens
+        ids = [sequence.request.id for sequence in self.sequences]
+        return _Plain(plan, self.sequences, self.num_rows, self.sampled_at, ids)
 
-    def _plan_again(self, rows: dict[Sequence, int]) -> StepPlan | None:
-        """The last plan with new tokens, where the step is the same otherwise; else None."""
+    def plan_again(self, running: list[Sequence]) -> StepPlan | None:
+        """Plan one row for each of `running`, where that is the last plan with new tokens; else None."""
         last = self._plain
-        if last is None or len(rows) != len(last.sequences):
+        if last is None or not renew_rows(running, last.sequences, self._tokens, self._positions):
             return None
-        tokens, positions = self._token_items, self._position_items
-        for row, (sequence, lease, limit) in enumerate(zip(rows, last.leases, last.limits, strict=True)):
-            begin = sequence.num_computed
-            if (
-                begin >= limit  # it needs another page
-                or sequence is not last.sequences[row]
-                or sequence.lease is not lease
-                or sequence.num_known != begin + 1
-                or sequence.num_drafted
-            ):
-                return None
-            tokens[row] = sequence.token_items[begin]
-            positions[row] = begin
         self.sequences = self.sampled = last.sequences
         self.sampled_at = last.sampled_at
         self.num_rows = last.num_rows

@@ -11,6 +11,8 @@ void init_gguf(nanobind::module_& m);
 void init_kernels(nanobind::module_& m);
 // Thread pool, KV arena, program, sampler and the step (program.h).
 void init_program(nanobind::module_& m);
+// Sequences, their guesses and the steps of answers alone (progress.h, copier.h).
+void init_progress(nanobind::module_& m);
 // Block encoders of the quantizer (kernels/quantize).
 void init_quantize(nanobind::module_& m);
 // Error feedback of the quantizer (feedback.h).

@@ -9,6 +9,7 @@ NB_MODULE(_native, m) {
     quantd::init_gguf(m);
     quantd::init_kernels(m);
     quantd::init_program(m);
+    quantd::init_progress(m);
     quantd::init_quantize(m);
     quantd::init_feedback(m);
     quantd::init_tokenizer(m);

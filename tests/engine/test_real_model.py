@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from runtime.drafts import Drafts
 from runtime.engine import Engine
 from runtime.errors import RequestError
 from runtime.memory import RuntimeSettings
@@ -46,7 +47,7 @@ def answers(model, requests, *, one_by_one=False, cached_tokens=None, guess=Fals
     """(token, log-probability, alternatives) of each request; `cached_tokens` gets how many each found computed."""
     sink = Collector()
     engine = Engine(model, sink=sink, max_waiting=100)
-    engine._scheduler._costs = CheapRows() if guess else None
+    engine._scheduler._drafts = Drafts(CheapRows()) if guess else None
     engine.start()
     try:
         for request in requests:
