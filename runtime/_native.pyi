@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 # --- GGUF files (bind_gguf.cpp) ---------------------------------------------------------------------------------
 
+_Event = TypeVar("_Event")
 MetadataValue: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 
 class GgufFile:
@@ -335,31 +336,39 @@ class Progress:
     def append_token(self, token_id: int) -> None:
         """Add a known token and let the copier follow; IndexError where the array has no room."""
 
+RENEWED: int
+RENEWED_WITH_GUESS: int
 LEFT_PAGE_FULL: int
 LEFT_UNTAKEN: int
 
 def count_ready(running: Sequence[Progress]) -> int:
     """Return how many of a list want just their last known token computed."""
 
-def any_guess(running: Sequence[Progress]) -> bool:
-    """Say whether one of a list has a guess for its next token."""
+class PlanRows:
+    """The arrays of a plan that a step of answers alone changes."""
 
-def renew_rows(
-    running: Sequence[Progress],
-    last: Sequence[Progress],
-    tokens: NDArray[np.int32],
-    positions: NDArray[np.int32],
-) -> bool:
-    """Write the wanted token of each sequence and its position; False where the step differs from that of `last` otherwise.
+    def __init__(self, tokens: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
+        """`tokens` and `positions`, both (max_step_rows,), are written to."""
 
-    It differs with another sequence, with a draft, or where a row lies beyond the `paged_tokens` of its sequence.
-    """
+    def renew(self, running: Sequence[Progress], last: Sequence[Progress]) -> int:
+        """Write the wanted token of each sequence and its position; 0 where the step differs from that of `last` otherwise.
 
-def advance_all(sequences: Sequence[Progress], token_ids: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """Take in one computed row of each sequence and the token that it gave; (index, LEFT_ bits) of what is left to do.
+        It differs with another sequence, with a draft, or where a row lies beyond the `paged_tokens` of its sequence.
+        RENEWED_WITH_GUESS: somebody has a guess for the token behind it; RENEWED: nobody has.
+        """
 
-    LEFT_PAGE_FULL: a page is complete and not published.  LEFT_UNTAKEN: the token was not added, because there is none, it
-    ends the sequence, or the sequence is not plain.  RuntimeError, with nothing changed, for a sequence that does not run.
+def advance_all(
+    sequences: Sequence[Progress],
+    request_ids: list[str],
+    token_ids: list[int],
+    event_type: type[_Event],
+) -> tuple[list[_Event], list[tuple[int, int]]]:
+    """Take in one computed row of each sequence and the token that it gave.
+
+    Returns an event_type(request id, token id, None, ()), a named tuple, for each, and (index, LEFT_ bits) of what is left
+    to do.  LEFT_PAGE_FULL: a page is complete and not published.  LEFT_UNTAKEN: the token was not added, because there is
+    none, it ends the sequence, or the sequence is not plain; its event is None.  RuntimeError, with nothing changed, for a
+    sequence that does not run.
     """
 
 # --- The step executor (bind_program.cpp) -----------------------------------------------------------------------
@@ -522,7 +531,7 @@ class Program:
         samplers: list[Sampler | None],
         targets: Int32,
         logits: Floats | None = None,
-    ) -> tuple[Int32, Floats, Floats, Int32, Floats, Bytes]:
+    ) -> tuple[list[int], Floats, Floats, Int32, Floats, Bytes]:
         """Run one step; the raw logits go to `logits` (n_out, n_vocab) if given.  Arrays as in runtime.step_plan.StepPlan, results in the order of StepResult.
 
         ValueError for an index out of range (nothing was touched), RuntimeError while another thread is in a step.

@@ -7,9 +7,6 @@ Nothing here knows other sequences, pages or the plan of a step: that is the sch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import repeat
-
 from runtime.constraint import ConstraintError
 from runtime.request import (
     ERROR_CONSTRAINT_FAILED,
@@ -20,21 +17,20 @@ from runtime.request import (
     Sequence,
     TokenEvent,
 )
-from runtime.step_plan import Outcome, StepResult, items
+from runtime.step_plan import Outcome, StepResult
 
 Ending = tuple[FinishReason, str | None]
 """Why a sequence ends, and the ERROR_ word where it failed."""
 
 _FULL: Ending = (FinishReason.LENGTH, None)
 _NO_TOP: tuple[tuple[int, float], ...] = ()
-_new_tuple: Callable[[type[TokenEvent], Iterable[object]], TokenEvent] = tuple.__new__
 _ERROR_OF_OUTCOME = {Outcome.NON_FINITE: ERROR_NON_FINITE_LOGITS, Outcome.NO_TOKEN: ERROR_NO_TOKEN}
 
 
 def confirm_draft(sequence: Sequence, result: StepResult, index: int) -> int:
     """Guesses of a sequence that the step confirmed, from entry `index` of its results on: computed tokens now."""
     drafted = sequence.tokens[sequence.num_known : sequence.num_known + sequence.num_drafted].tolist()
-    token_ids = items(result.token_ids)
+    token_ids = result.token_ids
     num_accepted = 0
     for drafted_id in drafted:
         if token_ids[index + num_accepted] != drafted_id:
@@ -53,7 +49,7 @@ def extend(
 
     A stop token ends the answer, counts, and is not told.
     """
-    token_id = items(result.token_ids)[index]
+    token_id = result.token_ids[index]
     if token_id < 0:
         return FinishReason.FAILED, _ERROR_OF_OUTCOME[Outcome(int(result.outcomes[index]))]
     request = sequence.request
@@ -69,12 +65,6 @@ def extend(
     if request.constraint is not None:
         return _follow_constraint(sequence, token_id, events, now_s)
     return _FULL if sequence.num_known >= sequence.limit_tokens else None
-
-
-def tell_all(request_ids: list[str], token_ids: list[int]) -> list[Event]:
-    """Events of one token for each request, without log-probabilities: made without a line of Python for each."""
-    fields = zip(request_ids, token_ids, repeat(None), repeat(_NO_TOP))  # two of them never end
-    return list(map(_new_tuple, repeat(TokenEvent), fields))
 
 
 def _follow_constraint(sequence: Sequence, token_id: int, events: list[Event], now_s: float) -> Ending | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from runtime._native import any_guess
 from runtime.pacing import StepCosts
 from runtime.request import Request, Sequence
 from runtime.speculation import MAX_DRAFT, choose_drafts
@@ -24,12 +23,13 @@ class Drafts:
     def choose(self, sequences: list[Sequence], row_budget: int) -> list[int] | None:
         """Guesses of each answer of a step that has one row for each of them; None where there are none at all."""
         max_rows = min(row_budget, _MAX_ROWS)
-        if len(sequences) >= max_rows or not any_guess(sequences):
+        copiers = [sequence.copier for sequence in sequences]
+        if len(copiers) >= max_rows or not any(one is not None and one.has_guess for one in copiers):
             return None
         # A step gives one token more than it has guesses, and none beyond the limit.
         candidates = [
-            (sequence.copier, min(MAX_DRAFT, sequence.limit_tokens - sequence.num_known - 1))
-            for sequence in sequences
+            (copier, min(MAX_DRAFT, sequence.limit_tokens - sequence.num_known - 1))
+            for copier, sequence in zip(copiers, sequences, strict=True)
         ]
         counts = choose_drafts(candidates, self._costs, max_rows)
         return counts if any(counts) else None

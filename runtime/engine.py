@@ -23,11 +23,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from runtime.admission import EngineModel, SamplerFactory, check_request, make_sampler, native_sampler
+from runtime.engine_stats import EngineStats, StepCounters
 from runtime.errors import EngineStoppedError, ModelChangedError, QueueFullError, RequestError
-from runtime.pacing import LiveRates, StepPacer
+from runtime.pacing import StepPacer
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
 from runtime.prompt_scores import make_scorers
@@ -53,38 +53,10 @@ _log = logging.getLogger(__name__)
 _SWITCH_INTERVAL_S = 0.0001
 _JOIN_GRACE_S = 10.0  # a step that began before the drain deadline may still have to end
 _CHECK_INTERVAL_S = 10.0
-_MAX_UNCOUNTED = 4096  # steps; older ones lie outside of the window of the rates
 _RUN_SMOOTHING = 0.1  # weight of the newest request in the estimate of how long one runs
 _RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1.0, 60.0
 
 Sink = Callable[[list[Event]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot of the engine, for metrics and the watchdog."""
-
-    running: int  # requests that hold a session
-    waiting: int  # requests that wait for one
-    pages_total: int  # KV pages of the arena
-    pages_used: int  # pages that running requests hold, shared ones once
-    pages_reserved: int  # pages promised to running requests, used ones included
-    pages_cached: int  # pages that nobody holds and that keep a prefix for later requests
-    prompt_tokens_total: int  # prompt tokens computed since the start
-    generation_tokens_total: int  # tokens sampled since the start
-    cache_queried_tokens_total: int  # prompt tokens of admitted requests that the prefix cache was asked for
-    cache_hit_tokens_total: int  # of these, tokens whose keys and values were there
-    preemptions_total: int  # requests that gave borrowed pages back and waited again
-    drafts_total: int  # rows of answers that had guesses behind them
-    drafted_tokens_total: int  # guessed tokens that were checked
-    accepted_tokens_total: int  # of these, tokens that the model confirmed
-    steps_total: int
-    prompt_tokens_per_s: float  # over the last 5 seconds
-    generation_tokens_per_s: float
-    last_step_ms: float
-    last_step_rows: int
-    heartbeat_s: float  # time.monotonic() of the last pass of the loop; now, while the engine is idle
-    failed: str | None  # why the engine failed
 
 
 class Engine:
@@ -126,6 +98,7 @@ class Engine:
         self._events: list[Event] = []  # not handed over yet
         self._undelivered: list[Event] = []  # events of a call of the sink that has not returned
         self._checked_s = 0.0
+        self._counters = StepCounters()
         self._thread = threading.Thread(target=self._run, name="quantd-engine", daemon=True)
 
         # The lock guards everything below, and the moment when the inbox moves into the scheduler.
@@ -137,14 +110,6 @@ class Engine:
         self._stopped = False  # the thread has ended or never will have begun
         self._idle = True
         self._failed: str | None = None
-        self._rates = LiveRates()
-        # Steps that nobody asked for since, counted when somebody does: (end, seconds, prompt rows, tokens).
-        self._uncounted: deque[tuple[float, float, int, int]] = deque(maxlen=_MAX_UNCOUNTED)
-        self._prompt_tokens = 0
-        self._generation_tokens = 0
-        self._steps = 0
-        self._last_step_ms = 0.0
-        self._last_step_rows = 0
         self._heartbeat_s = time.monotonic()
         self._run_s = 1.0  # how long a request holds its session, followed
 
@@ -187,30 +152,11 @@ class Engine:
     def stats(self) -> EngineStats:
         with self._wake:
             now_s = time.monotonic()
-            while self._uncounted:
-                self._rates.count(*self._uncounted.popleft())
-            prompt_per_s, generation_per_s = self._rates.rates(now_s)
-            counts, pages = self._scheduler.counts, self._pool.statistics()
-            return EngineStats(
-                running=self._scheduler.num_running,
-                waiting=self._scheduler.num_waiting + len(self._inbox),
-                pages_total=pages.pages_total,
-                pages_used=pages.pages_used,
-                pages_reserved=pages.pages_reserved,
-                pages_cached=pages.pages_cached,
-                prompt_tokens_total=self._prompt_tokens,
-                generation_tokens_total=self._generation_tokens,
-                cache_queried_tokens_total=counts.cache_queried_tokens,
-                cache_hit_tokens_total=counts.cache_hit_tokens,
-                preemptions_total=counts.preemptions,
-                drafts_total=counts.drafts,
-                drafted_tokens_total=counts.drafted_tokens,
-                accepted_tokens_total=counts.accepted_tokens,
-                steps_total=self._steps,
-                prompt_tokens_per_s=prompt_per_s,
-                generation_tokens_per_s=generation_per_s,
-                last_step_ms=self._last_step_ms,
-                last_step_rows=self._last_step_rows,
+            return self._counters.stats(
+                self._scheduler,
+                self._pool,
+                num_inbox=len(self._inbox),
+                now_s=now_s,
                 heartbeat_s=now_s if self._idle and self._thread.is_alive() else self._heartbeat_s,
                 failed=self._failed,
             )
@@ -277,19 +223,22 @@ class Engine:
             self._emit()  # before it sleeps
             self._check_when_idle()
         now_s, drain_until_s = self._take_inbox()
-        self._events += scheduler.expire(now_s)
+        if scheduler.next_deadline_s <= now_s:
+            self._events += scheduler.expire(now_s)
         if drain_until_s is not None:
             self._events += scheduler.fail_waiting(ERROR_ENGINE_STOPPED, now_s)
             if now_s >= drain_until_s or not scheduler.has_work:
                 self._emit()
                 return False
-        # Without prompts there is nothing to weigh against the answers.
-        row_budget = (
-            self._pacer.row_budget(scheduler.num_ready)
-            if scheduler.has_prompts
-            else self._pacer.max_step_rows
-        )
-        plan = scheduler.schedule(row_budget, now_s)
+        plan = scheduler.schedule_again()
+        if plan is None:
+            # Without prompts there is nothing to weigh against the answers.
+            row_budget = (
+                self._pacer.row_budget(scheduler.num_ready)
+                if scheduler.has_prompts
+                else self._pacer.max_step_rows
+            )
+            plan = scheduler.schedule(row_budget, now_s)
         if plan is None:
             self._emit()
         else:
@@ -301,6 +250,10 @@ class Engine:
 
         Returns the time, and until when the engine drains (None: it does not).
         """
+        if self._scheduler.has_work and not self._inbox and not self._cancelled:
+            # Nothing to take: what comes right now is taken before the next step, and the lock costs more than to look.
+            now_s = self._heartbeat_s = time.monotonic()
+            return now_s, self._drain_until_s
         with self._wake:
             if not self._scheduler.has_work:
                 self._idle = True
@@ -334,13 +287,13 @@ class Engine:
         if prompt_rows or num_threads == self._team.size:  # not what a trial took
             self._pacer.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
         self._team.measured(decode_rows=decode_rows, prompt_rows=prompt_rows, step_ms=1e3 * step_s)
-        sampled = self._scheduler.counts.generated_tokens - generated
-        with self._wake:
-            self._steps += 1
-            self._prompt_tokens += prompt_rows
-            self._generation_tokens += sampled
-            self._uncounted.append((end_s, step_s, prompt_rows, sampled))
-            self._last_step_ms, self._last_step_rows = 1e3 * step_s, plan.n_rows
+        self._counters.count(
+            end_s=end_s,
+            step_s=step_s,
+            prompt_rows=prompt_rows,
+            rows=prompt_rows + decode_rows,
+            tokens=self._scheduler.counts.generated_tokens - generated,
+        )
 
     def _emit(self) -> None:
         """Hand the events over; the ids of requests that ended are free before."""

@@ -25,6 +25,7 @@ _SPEED_WEIGHT = 0.2
 _SHAPE_WEIGHT = 0.02
 _OUTLIER = 2.5  # one measurement may not say more than this many times what was thought
 _FORGET_STEPS = 256
+_MAX_NEW = 16  # measurements that wait for somebody who asks
 
 
 class StepCosts:
@@ -33,9 +34,13 @@ class StepCosts:
     cost(n) = speed * shape(n).  The speed (`_unit_ms`, a step of one row) follows quickly, because a neighbour on the
     machine slows everything alike; the shape changes slowly.  Numbers of rows that were not seen lately lie on the line
     between those that were.
+
+    Measurements are worked in when a cost is asked for, or some have come together: taking one in stands between two steps,
+    while nothing computes, and most steps ask for no cost.
     """
 
     def __init__(self) -> None:
+        self._new: list[tuple[int, float]] = []  # (decode rows, milliseconds) not worked in yet, oldest first
         self._unit_ms: float | None = None
         self._seen = [0] * (_MAX_ROWS + 1)  # measurements of each number of rows, since it was forgotten
         self._last = [0] * (_MAX_ROWS + 1)  # number of the step that measured it last
@@ -45,10 +50,12 @@ class StepCosts:
 
     @property
     def measured(self) -> bool:
-        return self._unit_ms is not None
+        return self._unit_ms is not None or bool(self._new)
 
     def decode_ms(self, num_rows: int) -> float:
         """A step of `num_rows` decode rows, at least 1; in units of a one-row step before anything was measured."""
+        if self._new:
+            self._work_in()
         unit_ms = self._unit_ms or 1.0
         if num_rows > _MAX_ROWS:
             return unit_ms * self._shape[_MAX_ROWS] * num_rows / _MAX_ROWS
@@ -56,6 +63,16 @@ class StepCosts:
 
     def measure(self, num_rows: int, step_ms: float) -> None:
         """Take in a step that had decode rows only."""
+        self._new.append((num_rows, step_ms))
+        if len(self._new) >= _MAX_NEW:
+            self._work_in()
+
+    def _work_in(self) -> None:
+        new, self._new = self._new, []
+        for num_rows, step_ms in new:
+            self._add(num_rows, step_ms)
+
+    def _add(self, num_rows: int, step_ms: float) -> None:
         n = min(num_rows, _MAX_ROWS)
         step_ms *= n / num_rows
         self._num_steps += 1

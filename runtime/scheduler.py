@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime._native import LEFT_PAGE_FULL, LEFT_UNTAKEN, advance_all, count_ready
-from runtime.continuation import confirm_draft, extend, tell_all
+from runtime.continuation import confirm_draft, extend
 from runtime.drafts import Drafts
 from runtime.pacing import StepCosts
 from runtime.pages import PagePool
@@ -46,6 +46,7 @@ from runtime.request import (
     Request,
     Sequence,
     State,
+    TokenEvent,
 )
 from runtime.step_batch import StepBatch
 from runtime.step_plan import StepPlan, StepResult
@@ -100,7 +101,7 @@ class Scheduler:
         self._drafts = None if costs is None else Drafts(costs)
         self._num_steps = 0
         self._num_arrived = 0
-        self._next_deadline_s = math.inf  # no request's comes before it
+        self.next_deadline_s = math.inf  # no request's comes before it
         self._may_admit = False  # something changed since nobody could be admitted
         self._waiting: dict[str, Sequence] = {}  # request id -> sequence, in order of arrival
         self._running: list[Sequence] = []  # in order of admission
@@ -175,7 +176,7 @@ class Scheduler:
         sequence.arrival = self._num_arrived
         self._waiting[id_] = self._by_id[id_] = sequence
         if sequence.request.deadline is not None:
-            self._next_deadline_s = min(self._next_deadline_s, sequence.request.deadline)
+            self.next_deadline_s = min(self.next_deadline_s, sequence.request.deadline)
         self._may_admit = True
 
     def cancel(self, request_id: str, now_s: float) -> FinishEvent | None:
@@ -185,7 +186,7 @@ class Scheduler:
 
     def expire(self, now_s: float) -> list[Event]:
         """End every request whose deadline has come, also halfway through its prompt."""
-        if now_s < self._next_deadline_s:
+        if now_s < self.next_deadline_s:
             return []
         due = [
             sequence
@@ -194,7 +195,7 @@ class Scheduler:
         ]
         events: list[Event] = [self._finish(sequence, FinishReason.DEADLINE, now_s) for sequence in due]
         deadlines = [sequence.request.deadline for sequence in self._by_id.values()]
-        self._next_deadline_s = min((each for each in deadlines if each is not None), default=math.inf)
+        self.next_deadline_s = min((each for each in deadlines if each is not None), default=math.inf)
         return events
 
     def fail_waiting(self, error: str, now_s: float) -> list[Event]:
@@ -212,7 +213,7 @@ class Scheduler:
 
         The plan is made of views that are valid until the next call; `apply` must come before it.
         """
-        if self._batch:
+        if self._batch.is_scheduled:
             raise RuntimeError("the scheduled step was not applied")
         self._admit(now_s)
         running = self._running
@@ -220,8 +221,22 @@ class Scheduler:
             return None
         row_budget = max(1, min(row_budget, self.max_step_rows))
         if len(running) <= row_budget and count_ready(running) == len(running):
-            return self._plan_answers(running, row_budget)
+            return self._plan_drafts(row_budget) or self._batch.plan(dict.fromkeys(running, 1))
         return self._batch.plan(self._share_rows(running, row_budget))
+
+    def schedule_again(self) -> StepPlan | None:
+        """The step before with new tokens, as `schedule` would plan it; None where that is to be asked.
+
+        Nearly all steps are of answers alone, which differ by one token each; while Python plans a step, nothing computes.
+        """
+        if self._waiting and self._may_admit:
+            return None
+        batch = self._batch
+        again = None if batch.is_scheduled else batch.plan_again(self._running)
+        if again is None:
+            return None
+        plan, has_guess = again
+        return (has_guess and self._plan_drafts(self.max_step_rows)) or plan
 
     def apply(self, result: StepResult, now_s: float) -> list[Event]:
         """Take in what the planned step found: tokens, and the ends that they bring."""
@@ -260,11 +275,15 @@ class Scheduler:
         return events
 
     def _apply_plain(self, result: StepResult, now_s: float) -> list[Event]:
-        """The same for a step of answers alone, one row each: nearly all steps are, and Python is slow."""
-        sequences, request_ids = self._batch.sequences, self._batch.request_ids
-        left = advance_all(sequences, result.token_ids)
-        self._batch.clear()
-        token_ids = result.token_ids.tolist()
+        """The same for a step of answers alone, one row each: natively, but for what comes now and then."""
+        batch = self._batch
+        sequences = batch.sequences
+        told: list[Event]
+        told, left = advance_all(sequences, batch.request_ids, result.token_ids, TokenEvent)
+        batch.clear()
+        if not left:
+            self.counts.generated_tokens += len(sequences)
+            return told
         events: list[Event] = []
         num_told = num_generated = 0
         for index, bits in left:
@@ -272,11 +291,11 @@ class Scheduler:
             if bits & LEFT_PAGE_FULL and self._prefix is not None:
                 self._publish(sequence, self._prefix)
             if bits & LEFT_UNTAKEN:
-                events += tell_all(request_ids[num_told:index], token_ids[num_told:index])
+                events += told[num_told:index]
                 num_generated += index - num_told
                 num_told = index + 1
                 num_generated += self._extend(sequence, result, range(index, index + 1), events, now_s)
-        events += tell_all(request_ids[num_told:], token_ids[num_told:])
+        events += told[num_told:]
         self.counts.generated_tokens += num_generated + len(sequences) - num_told
         return events
 
@@ -388,14 +407,14 @@ class Scheduler:
         sequence.num_published = num_full
         self._may_admit = True
 
-    def _plan_answers(self, answers: list[Sequence], row_budget: int) -> StepPlan:
-        """A step of all running sequences, where each wants one token: it may carry guesses."""
-        drafts = self._drafts
-        counts = None if drafts is None else drafts.choose(answers, row_budget)
+    def _plan_drafts(self, row_budget: int) -> StepPlan | None:
+        """A step of all running sequences, each of which wants one token, with guesses; None where none pays."""
+        drafts, running = self._drafts, self._running
+        counts = None if drafts is None else drafts.choose(running, row_budget)
         if drafts is None or counts is None:
-            return self._batch.plan_again(answers) or self._batch.plan(dict.fromkeys(answers, 1))
-        num_drafted = map(drafts.place, answers, counts)
-        return self._batch.plan({each: 1 + num for each, num in zip(answers, num_drafted, strict=True)})
+            return None
+        rows = {each: 1 + drafts.place(each, count) for each, count in zip(running, counts, strict=True)}
+        return self._batch.plan(rows)
 
     def _share_rows(self, running: list[Sequence], row_budget: int) -> dict[Sequence, int]:
         """Rows of each sequence of the step, by rules 1 and 2."""
@@ -427,9 +446,10 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, now_s: float, error: str | None = None
     ) -> FinishEvent:
         """End a sequence wherever it is and give back what it held."""
-        if self._batch:
+        if self._batch.is_scheduled:
             raise RuntimeError("a request cannot end inside a step")
         event = sequence.finish(reason, now_s, error)
+        self._batch.forget()
         del self._by_id[sequence.request.id]
         self._may_admit = True  # its place in the queue or its pages
         if sequence.lease is None:

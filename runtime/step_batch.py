@@ -5,27 +5,15 @@ The arrays are taken once, so that planning a step allocates none; plans are vie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from runtime._native import renew_rows
+from runtime._native import RENEWED_WITH_GUESS, PlanRows
 from runtime.pages import PagePool
 from runtime.prompt_scores import Scored, scored_rows
 from runtime.request import Sequence
 from runtime.step_plan import StepPlan, items
-
-
-@dataclass(slots=True)
-class _Plain:
-    """A step of answers only, one row each: its plan holds as long as nobody comes, goes or needs another page."""
-
-    plan: StepPlan
-    sequences: list[Sequence]
-    num_rows: list[int]  # all 1
-    sampled_at: list[int]  # 0, 1, 2, ...
-    request_ids: list[str]
 
 
 class StepBatch:
@@ -38,15 +26,16 @@ class StepBatch:
         self.sampled_at: list[int] = []  # the first output of each of them
         self.scored: list[Scored] = []  # outputs that tell of prompts
         self.prompt_rows = self.total_rows = 0  # rows of prompts, and all rows
+        self.is_scheduled = False  # a step was planned and not applied
         self.is_plain = False  # one row for each answer, with a token each, and nothing else
-        self._plain: _Plain | None = (
-            None  # the last step, where it had one row for each answer and nothing else
-        )
+        self.request_ids: list[str] = []  # of `sequences`, where it is plain
+        self._plan: StepPlan | None = None  # the last one, which may come again
         self._pool = pool
         self._page_tokens = page_tokens
         max_seqs = min(pool.sessions, max_step_rows)
         self._tokens = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
         self._positions = np.empty(max_step_rows, np.int32)  # (max_step_rows,)
+        self._plain_rows = PlanRows(self._tokens, self._positions)
         self._token_items, self._position_items = items(self._tokens), items(self._positions)
         self._seq_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
         self._page_starts = np.zeros(max_seqs + 1, np.int32)  # (max_seqs + 1,)
@@ -59,16 +48,10 @@ class StepBatch:
         self._has_targets = False
         self._counting = np.arange(context_tokens, dtype=np.int32)  # (context_tokens,) 0, 1, 2, ...
 
-    def __bool__(self) -> bool:
-        return bool(self.sequences)
-
-    @property
-    def request_ids(self) -> list[str]:
-        """Of a step that `is_plain`, in order."""
-        return [] if self._plain is None else self._plain.request_ids
-
     def plan(self, rows: dict[Sequence, int]) -> StepPlan:
         """Take the pages that these rows need and flatten them."""
+        self.forget()
+        self.is_scheduled = True
         row = page = index = n_out = prompt_rows = 0
         samplers: list[Any] = []
         if self._has_targets:
@@ -118,7 +101,8 @@ class StepBatch:
             targets=self._targets[:n_out],
         )
         self.is_plain = row == index == n_out and not prompt_rows
-        self._plain = self._remember(plan) if self.is_plain else None
+        if self.is_plain:
+            self._remember(plan)
         return plan
 
     def _add_scored(
@@ -136,29 +120,39 @@ class StepBatch:
             self._has_targets = True
         return n_out
 
-    def _remember(self, plan: StepPlan) -> _Plain:
+    def _remember(self, plan: StepPlan) -> None:
         """A step of one row for each of its answers: likely the next one differs by its tokens only."""
         for sequence in self.sequences:
             assert sequence.lease is not None
             sequence.paged_tokens = sequence.lease.used * self._page_tokens
-        ids = [sequence.request.id for sequence in self.sequences]
-        return _Plain(plan, self.sequences, self.num_rows, self.sampled_at, ids)
+        self.request_ids = [sequence.request.id for sequence in self.sequences]
+        self._plan = plan
 
-    def plan_again(self, running: list[Sequence]) -> StepPlan | None:
-        """Plan one row for each of `running`, where that is the last plan with new tokens; else None."""
-        last = self._plain
-        if last is None or not renew_rows(running, last.sequences, self._tokens, self._positions):
+    def plan_again(self, running: list[Sequence]) -> tuple[StepPlan, bool] | None:
+        """Plan one row for each of `running`, where that is the last step with new tokens; else None.
+
+        The second value: somebody has a guess for the token behind it.
+        """
+        plan = self._plan
+        if plan is None:
             return None
-        self.sequences = self.sampled = last.sequences
-        self.sampled_at = last.sampled_at
-        self.num_rows = last.num_rows
-        self.prompt_rows, self.total_rows = 0, len(last.sequences)
-        self.is_plain = True
-        return last.plan
+        renewed = self._plain_rows.renew(running, self.sequences)
+        if not renewed:
+            return None
+        self.is_scheduled = True
+        return plan, renewed == RENEWED_WITH_GUESS
 
     def clear(self) -> None:
         """The step was applied, or never will be."""
-        if self.total_rows > len(self.sequences):
+        self.is_scheduled = False
+        if not self.is_plain:
             for sequence in self.sequences:
                 sequence.num_drafted = 0
+            self.forget()
+
+    def forget(self) -> None:
+        """Hold none of the sequences any more: one of them has ended, or the next step is another one."""
+        self.is_plain = False
+        self._plan = None
         self.sequences, self.num_rows, self.sampled, self.sampled_at, self.scored = [], [], [], [], []
+        self.request_ids = []

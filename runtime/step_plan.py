@@ -79,9 +79,9 @@ class Outcome(enum.IntEnum):
 class StepResult:
     """What the step found for each wanted row.  Log-probabilities are of the raw logits, before any sampling rule."""
 
-    token_ids: (
-        Int32Array  # (n_out,) sampled token; -1: no sampler, verification had ended, or `outcomes` says why
-    )
+    # (n_out,) sampled token; -1: no sampler, verification had ended, or `outcomes` says why.  Each is looked at alone,
+    # between two steps: as a list, because to get at an array's memory takes longer than a whole step's bookkeeping.
+    token_ids: list[int]
     logprobs: Float32Array  # (n_out,) log-probability of the sampled token
     target_logprobs: Float32Array  # (n_out,) log-probability of the target
     top_ids: Int32Array  # (n_out, MAX_TOP_LOGPROBS) most likely tokens, best first, padded with -1

@@ -5,6 +5,8 @@ the threads, that thread is off the core for milliseconds at a time and the othe
 then be slower than one less, which leaves the core to the neighbour.  Neither the load of the machine nor the number of
 lost time slices says which is better, so both are tried and the faster one is kept.
 
+Steps are looked at four at a time, because every thread waits while Python looks.
+
 A trial costs a few slow steps.  It is made where steps have become slow, and now and then; the longer it has shown nothing
 new, the more rarely.  Only steps with the same rows are compared, and steps with prompts always use all threads: they
 are bound by arithmetic, of which every thread has its own.
@@ -32,6 +34,7 @@ class Team:
         self.num_threads = num_threads
         self.size = num_threads  # that steps of answers use, trials apart
         self._rows = 0  # of the steps that are compared
+        self._new_ms: list[float] = []  # not looked at yet, of `size` threads
         self._recent_ms: list[float] = []  # newest last, of `size` threads
         self._trial_ms: list[float] | None = None  # of the other size; None: no trial is made
         self._level_ms: float | None = None  # of a step of `_rows` rows and all threads, over a long time
@@ -48,10 +51,17 @@ class Team:
         if prompt_rows or self.num_threads == 1:
             return self.num_threads
         if decode_rows != self._rows:
-            self._rows, self._recent_ms, self._trial_ms, self._level_ms = decode_rows, [], None, None
-        if self._trial_ms is None and self._is_due():
-            self._trial_ms, self._waited = [], 0
-        return self.size if self._trial_ms is None else self.other
+            self._rows, self._new_ms, self._recent_ms = decode_rows, [], []
+            self._trial_ms = self._level_ms = None
+        if self._trial_ms is not None:
+            return self.other
+        if len(self._new_ms) < _RECENT_STEPS:
+            return self.size
+        self._look()
+        if not self._is_due():
+            return self.size
+        self._trial_ms, self._waited = [], 0
+        return self.other
 
     def measured(self, *, decode_rows: int, prompt_rows: int, step_ms: float) -> None:
         """Take in a step that ran with the threads that `choose` said."""
@@ -62,16 +72,20 @@ class Team:
             if len(self._trial_ms) == _TRIAL_STEPS:
                 self._compare(statistics.median(self._trial_ms[1:]))
             return
-        self._waited += 1
-        self._recent_ms = [*self._recent_ms[1 - _RECENT_STEPS :], step_ms]
-        if self.size == self.num_threads:
+        self._new_ms.append(step_ms)
+
+    def _look(self) -> None:
+        """Take in the new steps, which are as many as are compared."""
+        self._recent_ms, self._new_ms = self._new_ms, []
+        self._waited += len(self._recent_ms)
+        if self.size < self.num_threads:
+            return
+        for step_ms in self._recent_ms:
             level_ms = step_ms if self._level_ms is None else self._level_ms
             self._level_ms = min(step_ms, level_ms + _LEVEL_WEIGHT * (step_ms - level_ms))
 
     def _is_due(self) -> bool:
         """True where a trial may tell something."""
-        if len(self._recent_ms) < _RECENT_STEPS:
-            return False
         if self._waited >= self._interval:
             return True
         if (
@@ -85,7 +99,7 @@ class Team:
     def _compare(self, trial_ms: float) -> None:
         self._trial_ms = None
         if trial_ms <= _BETTER * statistics.median(self._recent_ms):
-            self.size, self._recent_ms = self.other, []
+            self.size = self.other
             self._interval = _FIRST_TRIAL
         else:
             last = _LAST_TRIAL if self.size == self.num_threads else _LAST_RETURN

@@ -181,7 +181,7 @@ class _Batch:
         return time.perf_counter() - start
 
     def _keep(self, sessions: list[int], result: StepResult) -> None:
-        for session, token in zip(sessions, result.token_ids.tolist(), strict=True):
+        for session, token in zip(sessions, result.token_ids, strict=True):
             self._last[session] = max(token, 0)  # -1: logits of random weights may overflow
 
     def _step(self, parts: list[tuple[int, list[int]]], *, wanted: bool) -> StepResult:

@@ -63,7 +63,7 @@ def follow(step: Callable[[StepPlan], StepResult], script: list[int]) -> Callabl
             behind = plan.samplers[index] is plan.samplers[index - 1]
             if behind and (tokens[index - 1] != plan.tokens[row]):
                 tokens[index] = -1
-        result.token_ids = tokens
+        result.token_ids = tokens.tolist()
         return result
 
     return scripted

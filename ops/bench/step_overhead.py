@@ -60,7 +60,7 @@ class TimedStep:
 
     def _wait(self, n_out: int) -> StepResult:
         result = StepResult(
-            self._rng.integers(300, self._n_vocab, n_out, dtype=np.int32),
+            self._rng.integers(300, self._n_vocab, n_out).tolist(),
             np.zeros(n_out, np.float32),
             np.zeros(n_out, np.float32),
             np.zeros((n_out, MAX_TOP_LOGPROBS), np.int32),

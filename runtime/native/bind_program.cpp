@@ -258,7 +258,9 @@ nb::tuple BoundProgram::results(std::span<const RowScore> scores) const {
     int32_t* ints = nullptr;  // only carry the element type
     float* floats = nullptr;
     uint8_t* outcomes = nullptr;
-    return nb::make_tuple(column(ints, &RowScore::token), column(floats, &RowScore::logprob),
+    nb::list tokens;
+    for (const RowScore& score : scores) tokens.append(score.token);
+    return nb::make_tuple(tokens, column(floats, &RowScore::logprob),
                           column(floats, &RowScore::target_logprob), table(ints, &RowScore::top_ids),
                           table(floats, &RowScore::top_logprobs), column(outcomes, &RowScore::outcome));
 }

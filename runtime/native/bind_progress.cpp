@@ -66,32 +66,79 @@ template <typename T>
 struct Listed {
     explicit Listed(const nb::list& list) {
         if (list.size() > kMaxRows) throw std::invalid_argument("too many sequences for one step");
+        // Behind a step none of them is in a cache: misses that overlap cost a fraction of one after the
+        // other.
+        for (nb::handle each : list) {
+            const auto* object = reinterpret_cast<const char*>(each.ptr());
+            for (size_t at = 0; at < sizeof(BoundProgress) + sizeof(PyObject); at += kCacheLine) {
+                __builtin_prefetch(object + at, 1);
+            }
+        }
         for (nb::handle each : list) items[size++] = &nb::cast<BoundProgress&>(each);
     }
     std::span<T* const> span() const { return {items.data(), size}; }
 
+    static constexpr size_t kCacheLine = 64;
     std::array<T*, kMaxRows> items;
     size_t size = 0;
 };
 
-bool renew(const nb::list& running, const nb::list& last, const TokenArray& tokens,
-           const TokenArray& positions) {
-    if (running.size() != last.size()) return false;
-    const Listed<const Progress> now(running), before(last);
-    return renew_rows(now.span(), before.span(), {tokens.data(), tokens.size()},
-                      {positions.data(), positions.size()});
+// The arrays of a plan's rows, kept: to take an array from Python takes longer than all the rest.
+struct BoundRows {
+    BoundRows(TokenArray tokens_array, TokenArray positions_array)
+        : tokens(std::move(tokens_array)), positions(std::move(positions_array)) {}
+
+    int renew(const nb::list& running, const nb::list& last) {
+        if (running.size() != last.size()) return static_cast<int>(Renewed::kNo);
+        for (size_t i = 0; i < running.size(); ++i) {
+            if (!running[i].is(last[i])) return static_cast<int>(Renewed::kNo);
+        }
+        return static_cast<int>(renew_rows(Listed<const Progress>(running).span(),
+                                           {tokens.data(), tokens.size()},
+                                           {positions.data(), positions.size()}));
+    }
+
+    TokenArray tokens, positions;  // (max_step_rows)
+};
+
+// An instance of a named tuple of Python: type(*fields), without a call of its constructor.
+nb::object make_named(PyTypeObject* type, allocfunc allocate, std::span<const nb::object> fields) {
+    nb::object made = nb::steal(allocate(type, static_cast<Py_ssize_t>(fields.size())));
+    if (!made.is_valid()) throw nb::python_error();
+    for (size_t i = 0; i < fields.size(); ++i) {
+        // Takes the reference.
+        PyTuple_SetItem(made.ptr(), static_cast<Py_ssize_t>(i), nb::object(fields[i]).release().ptr());
+    }
+    return made;
 }
 
-// Pairs (index, bits) of the sequences that something is left to do for.
-nb::list advance(const nb::list& sequences, const ReadArray& token_ids) {
+// The events of the tokens that were taken in (None for the others), and pairs (index, bits) of the sequences
+// that something is left to do for.
+nb::tuple advance(const nb::list& sequences, const nb::list& request_ids, const nb::list& token_ids,
+                  const nb::type_object& event_type) {
     const Listed<Progress> listed(sequences);
+    std::array<int32_t, kMaxRows> tokens;
+    const size_t n_tokens = std::min(token_ids.size(), kMaxRows);
+    for (size_t i = 0; i < n_tokens; ++i) tokens[i] = nb::cast<int32_t>(token_ids[i]);
+    auto* type = reinterpret_cast<PyTypeObject*>(event_type.ptr());
+    if (request_ids.size() < listed.size) throw std::invalid_argument("a sequence has no request id");
+    if (PyType_IsSubtype(type, &PyTuple_Type) == 0) throw nb::type_error("an event is a named tuple");
+    const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
     std::array<uint8_t, kMaxRows> left;
-    advance_all(listed.span(), {token_ids.data(), token_ids.size()}, std::span(left).first(listed.size));
-    nb::list found;
+    advance_all(listed.span(), std::span(tokens).first(n_tokens), std::span(left).first(listed.size));
+    std::array<nb::object, 4> fields{nb::none(), nb::none(), nb::none(), nb::tuple()};
+    nb::list events, rest;
     for (size_t i = 0; i < listed.size; ++i) {
-        if (left[i] != 0) found.append(nb::make_tuple(i, left[i]));
+        if (left[i] != 0) rest.append(nb::make_tuple(i, left[i]));
+        if ((left[i] & kUntaken) != 0) {
+            events.append(nb::none());
+            continue;
+        }
+        fields[0] = request_ids[i];
+        fields[1] = token_ids[i];
+        events.append(make_named(type, allocate, fields));
     }
-    return found;
+    return nb::make_tuple(events, rest);
 }
 
 std::vector<int64_t> choose(const nb::list& pairs, const std::vector<double>& step_ms) {
@@ -127,7 +174,7 @@ void bind_copier(nb::module_& m) {
     m.def("choose_drafts", &choose, "candidates"_a, "step_ms"_a);
 }
 
-void make(BoundProgress* self, bool is_plain, int64_t limit_tokens, int64_t page_tokens,
+void make(BoundProgress* self, bool is_plain, int32_t limit_tokens, int32_t page_tokens,
           std::vector<int32_t> stop_ids) {
     if (page_tokens < 1) throw std::invalid_argument("page_tokens must be at least 1");
     new (self) BoundProgress();
@@ -167,13 +214,13 @@ void init_progress(nb::module_& m) {
         "count_ready",
         [](const nb::list& running) { return count_ready(Listed<const Progress>(running).span()); },
         "running"_a);
-    m.def(
-        "any_guess",
-        [](const nb::list& running) { return any_guess(Listed<const Progress>(running).span()); },
-        "running"_a);
-    m.def("renew_rows", &renew, "running"_a, "last"_a, nb::arg("tokens").noconvert(),
-          nb::arg("positions").noconvert());
-    m.def("advance_all", &advance, "sequences"_a, nb::arg("token_ids").noconvert());
+    nb::class_<BoundRows>(m, "PlanRows")
+        .def(nb::init<TokenArray, TokenArray>(), nb::arg("tokens").noconvert(),
+             nb::arg("positions").noconvert())
+        .def("renew", &BoundRows::renew, "running"_a, "last"_a);
+    m.def("advance_all", &advance, "sequences"_a, "request_ids"_a, "token_ids"_a, "event_type"_a);
+    m.attr("RENEWED") = static_cast<int>(Renewed::kYes);
+    m.attr("RENEWED_WITH_GUESS") = static_cast<int>(Renewed::kWithGuess);
     m.attr("LEFT_PAGE_FULL") = static_cast<int>(kPageFull);
     m.attr("LEFT_UNTAKEN") = static_cast<int>(kUntaken);
 }

@@ -92,6 +92,15 @@ void Copier::follow() {
     look_up();
 }
 
+void Copier::fetch(int32_t next) const noexcept {
+    if (num_known_ + 1 < kEndings[0]) return;
+    const uint32_t short_hash = static_cast<uint32_t>(next) * kFactor + token(num_known_ - 1) * kFactor2;
+    const uint32_t long_hash =
+        short_hash + token(num_known_ - 2) * kFactor3 + token(num_known_ - 3) * kFactor4;
+    __builtin_prefetch(&tables_[0][long_hash >> shift_], 1);
+    __builtin_prefetch(&tables_[1][short_hash >> shift_], 1);
+}
+
 void Copier::chances(int64_t most, std::vector<double>& out) const {
     if (at_ == 0) return;
     double chance = 1.0;

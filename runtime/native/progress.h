@@ -21,14 +21,14 @@ namespace quantd {
 //         keys and values in pages  wanted: the next rows            not sampled yet
 struct Progress {
     std::span<int32_t> tokens;  // (limit_tokens) once the sequence has a session; the prompt before
-    int64_t num_known = 0;
-    int64_t num_computed = 0;
-    int64_t limit_tokens = 0;
-    int64_t num_drafted = 0;        // guesses in the scheduled step; they stand in tokens[num_known:]
-    int64_t completion_tokens = 0;  // sampled, or forced by a constraint
-    int64_t page_tokens = 1;
-    int64_t num_published = 0;       // full pages that others may find
-    int64_t paged_tokens = 0;        // tokens that its pages in the last plan have room for
+    int32_t num_known = 0;
+    int32_t num_computed = 0;
+    int32_t limit_tokens = 0;
+    int32_t num_drafted = 0;        // guesses in the scheduled step; they stand in tokens[num_known:]
+    int32_t completion_tokens = 0;  // sampled, or forced by a constraint
+    int32_t page_tokens = 1;
+    int32_t num_published = 0;       // full pages that others may find
+    int32_t paged_tokens = 0;        // tokens that its pages in the last plan have room for
     std::vector<int32_t> stop_ids;   // ascending: tokens that end it
     std::shared_ptr<Copier> copier;  // guesses its next tokens; null: not made yet, or never
     bool is_plain = true;     // its tokens are told without log-probabilities, and only the model says which
@@ -43,13 +43,17 @@ struct Progress {
 // Sequences whose only wanted token is the last known one.
 int64_t count_ready(std::span<const Progress* const> running) noexcept;
 
-// Where the next step is the last one again, one row for each of the same sequences, with their new tokens:
-// writes these and their positions (both (n_sequences)).  False, with nothing to be relied on in the arrays,
-// where it is not, or where a sequence needs another page.
-bool renew_rows(std::span<const Progress* const> running, std::span<const Progress* const> last,
-                std::span<int32_t> tokens, std::span<int32_t> positions) noexcept;
+enum class Renewed : uint8_t {
+    kNo = 0,         // the step differs from the last one by more than its tokens
+    kYes = 1,        // it does not, and nobody has a guess
+    kWithGuess = 2,  // it does not, but somebody has a guess for the token after it
+};
 
-bool any_guess(std::span<const Progress* const> running) noexcept;
+// Where each of the sequences of the last step, which had one row for each of them, wants one row again and
+// has room for it: writes their tokens and positions (both (n_sequences)).  kNo, with nothing to be relied on
+// in the arrays, where one does not, or needs another page.
+Renewed renew_rows(std::span<const Progress* const> running, std::span<int32_t> tokens,
+                   std::span<int32_t> positions) noexcept;
 
 // What is left to do for a sequence after advance_all, as bits.
 enum Left : uint8_t {

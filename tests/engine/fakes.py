@@ -110,7 +110,7 @@ class FakeModel:
         check_plan(plan, self.page_tokens)
         n_out = plan.n_out
         result = StepResult(
-            token_ids=np.full(n_out, -1, np.int32),
+            token_ids=[-1] * n_out,
             logprobs=np.zeros(n_out, np.float32),
             target_logprobs=np.zeros(n_out, np.float32),
             top_ids=np.full((n_out, MAX_TOP_LOGPROBS), -1, np.int32),
@@ -142,7 +142,7 @@ class FakeModel:
                     if result.token_ids[index - 1] != plan.tokens[row]:
                         continue
                 result.token_ids[index] = sampler.choose(self.follow(history, sampler.params.seed))
-                sampler.drawn.append(int(result.token_ids[index]))
+                sampler.drawn.append(result.token_ids[index])
                 result.logprobs[index] = -0.5
                 result.top_ids[index, :3] = [result.token_ids[index], 1, 2]
                 result.top_logprobs[index, :3] = [-0.5, -1.5, -2.5]

@@ -166,7 +166,7 @@ def test_a_row_without_a_token_fails_its_request():
     bench.add(request("a"))
     plan = bench.scheduler.schedule(64, 0.0)
     result = bench.model.step(plan)
-    result.token_ids[:] = -1
+    result.token_ids[:] = [-1] * len(result.token_ids)
     result.outcomes[:] = Outcome.NO_TOKEN
     (event,) = bench.scheduler.apply(result, 0.0)
     assert (event.reason, event.error) == (FinishReason.FAILED, "no_token")
@@ -370,7 +370,7 @@ def test_what_planning_a_step_costs(capsys):
         middle_s = time.perf_counter()
         n_out = plan.n_out
         result = StepResult(
-            np.ones(n_out, np.int32),
+            [1] * n_out,
             np.zeros(n_out, np.float32),
             np.zeros(n_out, np.float32),
             np.zeros((n_out, MAX_TOP_LOGPROBS), np.int32),

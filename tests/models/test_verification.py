@@ -53,7 +53,7 @@ def test_a_right_draft_gives_all_its_tokens_and_one_more(model, name):
     expected, logprobs = one_by_one(Runner(model), make_sampler(name), 6)
     sampler = make_sampler(name)
     result = verify(Runner(model, threads=2), sampler, expected[:5])
-    assert result.token_ids.tolist() == expected
+    assert result.token_ids == expected
     assert [row.tobytes() for row in result.top_logprobs] == logprobs
     assert (result.outcomes == Outcome.FINE).all()
     assert sampler.n_drawn == 6
@@ -68,7 +68,7 @@ def test_a_wrong_token_ends_the_verification(model, name, wrong_at):
     runner, sampler = Runner(model), make_sampler(name)
     result = verify(runner, sampler, draft)
     accepted = wrong_at + 1
-    assert result.token_ids.tolist() == expected[:accepted] + [-1] * (6 - accepted)
+    assert result.token_ids == expected[:accepted] + [-1] * (6 - accepted)
     assert sampler.n_drawn == accepted
     assert (result.outcomes == Outcome.FINE).all()
     assert np.isnan(result.logprobs[accepted:]).all()
@@ -89,7 +89,7 @@ def test_longer_than_a_tile_of_logits_and_beside_others(tmp_path):
     parts = [(1, 0, PROMPT), (0, len(PROMPT) - 1, draft)]
     rows = [len(PROMPT) - 1, *range(len(PROMPT), len(PROMPT) + 70)]
     result = runner.step(parts, rows, [other] + [sampler] * 70)
-    assert result.token_ids.tolist() == [expected[0], *expected]
+    assert result.token_ids == [expected[0], *expected]
     assert (other.n_drawn, sampler.n_drawn) == (1, 70)
 
 
@@ -98,7 +98,7 @@ def test_a_mask_without_a_token_ends_the_verification(model):
     sampler.set_mask(np.array([[0xFFFFF], [0]], np.uint32))
     expected, _ = one_by_one(Runner(model), make_sampler("greedy"), 3)
     result = verify(Runner(model), sampler, expected)
-    assert result.token_ids.tolist() == [expected[0], -1, -1, -1]
+    assert result.token_ids == [expected[0], -1, -1, -1]
     assert result.outcomes.tolist() == [Outcome.FINE, Outcome.NO_TOKEN, Outcome.FINE, Outcome.FINE]
     assert sampler.n_drawn == 1
 
@@ -117,4 +117,4 @@ def test_a_mask_for_each_row_of_a_draft(model):
         parts = [(0, len(PROMPT) + i, expected[-1:])]
     sampler.set_mask(masks)
     result = verify(Runner(model), sampler, expected[:4])
-    assert result.token_ids.tolist() == expected
+    assert result.token_ids == expected

@@ -53,7 +53,7 @@ class Table:
         none = np.full((plan.n_out, 20), -1)
         zeros = np.zeros(plan.n_out, np.float32)
         return StepResult(
-            token_ids=np.full(plan.n_out, -1, np.int32),
+            token_ids=[-1] * plan.n_out,
             logprobs=zeros,
             target_logprobs=zeros,
             top_ids=none.astype(np.int32),

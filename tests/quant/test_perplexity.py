@@ -56,7 +56,7 @@ class Counting:
         logprobs = -(plan.targets + (positions + 1) / 100)
         none = np.full((n_out, 20), -1)
         return StepResult(
-            token_ids=np.full(n_out, -1, np.int32),
+            token_ids=[-1] * n_out,
             logprobs=np.zeros(n_out, np.float32),
             target_logprobs=logprobs.astype(np.float32),
             top_ids=none.astype(np.int32),
