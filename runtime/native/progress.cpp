@@ -31,8 +31,8 @@ Renewed renew_rows(std::span<const Progress* const> running, std::span<int32_t> 
     for (size_t row = 0; row < running.size(); ++row) {
         const Progress& each = *running[row];
         const int32_t at = each.num_computed;
-        const bool is_same = each.num_known == int64_t{at} + 1 && at < each.paged_tokens && each.num_drafted == 0 &&
-                             static_cast<uint64_t>(at) < each.tokens.size();
+        const bool is_same = each.num_known == int64_t{at} + 1 && at < each.paged_tokens &&
+                             each.num_drafted == 0 && static_cast<uint64_t>(at) < each.tokens.size();
         if (!is_same) return Renewed::kNo;
         tokens[row] = each.tokens[static_cast<size_t>(at)];
         positions[row] = at;
@@ -59,7 +59,8 @@ void advance_all(std::span<Progress* const> sequences, std::span<const int32_t> 
         left[i] = 0;
         if (each.publishes && each.num_computed / each.page_tokens != each.num_published)
             left[i] |= kPageFull;
-        if (token < 0 || !each.is_plain || each.num_known + int64_t{1} >= each.limit_tokens || each.stops_at(token)) {
+        if (token < 0 || !each.is_plain || each.num_known + int64_t{1} >= each.limit_tokens ||
+            each.stops_at(token)) {
             left[i] |= kUntaken;
         } else {
             each.append(token);
