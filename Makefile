@@ -64,9 +64,10 @@ test-peers: $(VENV)/.dev ## compare with llama.cpp's wheel and a real sentence e
 fuzz-api: $(VENV)/.dev ## let schemathesis ask the daemon what its API page documents (EXAMPLES each)
 	$(BIN)/python tests/clients/schema_fuzz.py --examples $(EXAMPLES)
 
+# The level avxvnni is emulated there, at little cost: two instructions, each made of a few of AVX2.
 test-native: ## run the native tests under the address and undefined-behaviour sanitizers
 	cmake -S runtime/native -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DQUANTD_PYTHON=OFF -DQUANTD_TESTS=ON \
-	  -DQUANTD_SANITIZE=address,undefined > /dev/null
+	  -DQUANTD_SANITIZE=address,undefined -DQUANTD_EMULATE_AVXVNNI=ON > /dev/null
 	cmake --build build/sanitize --parallel 2 > build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	ctest --test-dir build/sanitize --output-on-failure
 

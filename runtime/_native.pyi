@@ -69,7 +69,7 @@ Floats: TypeAlias = NDArray[np.float32]
 Bytes: TypeAlias = NDArray[np.uint8]
 
 def kernel_levels() -> list[str]:
-    """Names of the levels that this CPU can run, narrowest first: "scalar", "avx2", "avx512vnni"."""
+    """Names of the levels that this CPU can run, narrowest first: "scalar", "avx2", "avxvnni", "avx512vnni"."""
 
 def kernel_level(name: str | None = None) -> str:
     """Return the level that runs: the named one, else $QUANTD_CPU_LEVEL, else the widest; ValueError if unknown here."""

@@ -3,7 +3,9 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
@@ -36,6 +38,20 @@ bool has_avx2() {
            __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
 }
 
+#if defined(QUANTD_AVXVNNI)
+// Asked by hand: not every compiler that makes the instructions has a name for them here.  That the system
+// saves wide registers is part of has_avx2.
+bool has_avxvnni() {
+#if defined(QUANTD_EMULATE_AVXVNNI)
+    return true;  // tests/emulated_avxvnni.h
+#endif
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || eax < 1) return false;
+    __cpuid_count(7, 1, eax, ebx, ecx, edx);
+    return (eax & 1u << 4) != 0;
+}
+#endif
+
 bool has_avx512vnni() {
 #if defined(QUANTD_EMULATE_AVX512)
     return true;  // tests/emulated_avx512.h
@@ -55,6 +71,14 @@ void add_avx2(Kernels& table) {
     avx2::add_rope(table);
     avx2::add_attention(table);
 }
+
+#if defined(QUANTD_AVXVNNI)
+void add_avxvnni(Kernels& table) {
+    table.level = "avxvnni";
+    avxvnni::add_matmul_q8_32(table);
+    avxvnni::add_matmul_q8_256(table);
+}
+#endif
 
 void add_avx512vnni(Kernels& table) {
     table.level = "avx512vnni";
@@ -87,8 +111,8 @@ void add_neondot(Kernels& table) {
 #endif
 
 struct Levels {
-    Kernels tables[3];
-    const char* names[4] = {};  // narrowest first, terminated by nullptr
+    Kernels tables[4];
+    const char* names[5] = {};  // narrowest first, terminated by nullptr
     int count = 0;
 
     void add(const Kernels& table) {
@@ -104,6 +128,12 @@ struct Levels {
         if (has_avx2()) {
             add_avx2(table);
             add(table);
+#if defined(QUANTD_AVXVNNI)
+            if (has_avxvnni()) {
+                add_avxvnni(table);
+                add(table);
+            }
+#endif
             if (has_avx512vnni()) {
                 add_avx512vnni(table);
                 add(table);

@@ -20,7 +20,7 @@ const Functions& functions_for(const char* level) {
     [[maybe_unused]] const std::string_view name = kernels_for(level).level;
 #if defined(__x86_64__)
     if (name == encode::kAvx512Vnni.level) return kAvx512Vnni;
-    if (name == encode::kAvx2.level) return kAvx2;
+    if (name != encode::kScalar.level) return kAvx2;  // the other levels all have AVX2
 #endif
     return kScalar;
 }

@@ -143,7 +143,7 @@ using AttentionMergeFn = void (*)(const AttentionMerge& args);
 // -----------------------------------------------------------------------------------------------
 
 struct Kernels {
-    const char* level;  // "scalar"; on x86-64 "avx2", "avx512vnni"; on arm64 "neon", "neondot"
+    const char* level;  // "scalar"; on x86-64 "avx2", "avxvnni", "avx512vnni"; on arm64 "neon", "neondot"
 
     // Expands n elements (a multiple of the block) of one weight row to floats.  nullptr: type not a weight
     // type.

@@ -52,7 +52,7 @@ const Encoders& encoders_for(const char* level) {
     [[maybe_unused]] const std::string_view name = kernels_for(level).level;
 #if defined(__x86_64__)
     if (name == kAvx512Vnni.level) return kAvx512Vnni;
-    if (name == kAvx2.level) return kAvx2;
+    if (name != kScalar.level) return kAvx2;  // the other levels all have AVX2
 #endif
     return kScalar;
 }

@@ -31,7 +31,7 @@ PEAK_ERROR = {T.Q2_K: 0.26, T.Q3_K: 0.15, T.IQ4_NL: 0.14, T.IQ4_XS: 0.14, T.MXFP
 def levels() -> list[str]:
     x = np.zeros((1, 256), np.float32)
     found = []
-    for level in ("scalar", "avx2", "avx512vnni"):
+    for level in ("scalar", "avx2", "avxvnni", "avx512vnni"):
         try:
             encode(x, T.Q8_0, level=level)
         except ValueError:

@@ -138,7 +138,7 @@ def test_same_bytes_whatever_the_threads_and_the_chunks(source, tmp_path, monkey
     assert quantize(source, tmp_path / "three.gguf", recipe).read_bytes() == one
 
 
-@pytest.mark.parametrize("level", ["scalar", "avx2", "avx512vnni"])
+@pytest.mark.parametrize("level", ["scalar", "avx2", "avxvnni", "avx512vnni"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_same_bytes_at_every_level(source, tmp_path, monkeypatch, level, recipe):
     wanted = quantize(source, tmp_path / "best.gguf", recipe).read_bytes()

@@ -49,6 +49,11 @@ void add_rope(Kernels& table);
 void add_attention(Kernels& table);
 }  // namespace quantd::avx2
 
+namespace quantd::avxvnni {
+void add_matmul_q8_32(Kernels& table);
+void add_matmul_q8_256(Kernels& table);
+}  // namespace quantd::avxvnni
+
 namespace quantd::avx512vnni {
 void add_matmul(Kernels& table);
 void add_matmul_q8_32(Kernels& table);

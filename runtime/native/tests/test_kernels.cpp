@@ -41,6 +41,16 @@ struct Weights {
             fill_scales(static_cast<Type>(type), block, scale);
         }
     }
+    // The same with every byte but the scales of blocks the same.
+    Weights(uint32_t type, int64_t n_elements, uint8_t byte) : Weights(type, n_elements) {
+        const TypeTraits& traits = type_traits(type);
+        const uint16_t scale = f32_to_f16(0.01f);
+        for (int64_t b = 0; b < n_elements / traits.block_elements; ++b) {
+            uint8_t* block = data() + b * traits.block_bytes;
+            std::memset(block, byte, static_cast<size_t>(traits.block_bytes));
+            fill_scales(static_cast<Type>(type), block, scale);
+        }
+    }
     uint8_t* data() { return bytes.get() + shift; }
 
     static void fill_scales(Type type, uint8_t* block, uint16_t scale) {
@@ -96,22 +106,32 @@ struct Aligned {
     uint8_t* data;
 };
 
+// One activation row after the other in the form that the type's matmul reads.
+struct Activations {
+    Activations(const Kernels& kernels, uint32_t type, const std::vector<float>& x, int64_t n_rows,
+                int64_t n_in)
+        : stride(act_row_bytes(kernels.act_form[type], n_in)), bytes(stride * n_rows) {
+        const ActForm form = kernels.act_form[type];
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const float* row = x.data() + r * n_in;
+            uint8_t* out = bytes.data + r * stride;
+            if (form == ActForm::Q8_32) kernels.quantize_q8_32(row, out, n_in);
+            if (form == ActForm::Q8_256) kernels.quantize_q8_256(row, out, n_in);
+            if (form == ActForm::F32) std::memcpy(out, row, static_cast<size_t>(n_in) * 4);
+        }
+    }
+    int64_t stride;
+    Aligned bytes;
+};
+
 std::vector<float> run_matmul(const Kernels& kernels, uint32_t type, uint8_t* weight, int64_t n_out,
                               int64_t n_in, const std::vector<float>& x, int64_t n_rows) {
     const TypeTraits& traits = type_traits(type);
-    const ActForm form = kernels.act_form[type];
-    const int64_t stride = act_row_bytes(form, n_in);
-    Aligned act(stride * n_rows);
-    for (int64_t r = 0; r < n_rows; ++r) {
-        const float* row = x.data() + r * n_in;
-        uint8_t* out = act.data + r * stride;
-        if (form == ActForm::Q8_32) kernels.quantize_q8_32(row, out, n_in);
-        if (form == ActForm::Q8_256) kernels.quantize_q8_256(row, out, n_in);
-        if (form == ActForm::F32) std::memcpy(out, row, static_cast<size_t>(n_in) * 4);
-    }
+    const Activations act(kernels, type, x, n_rows, n_in);
     std::vector<float> out(static_cast<size_t>(n_rows * n_out), -1.0f), scratch(static_cast<size_t>(n_in));
-    kernels.matmul[type]({weight, n_in / traits.block_elements * traits.block_bytes, n_in, 0, n_out, act.data,
-                          stride, n_rows, out.data(), n_out, nullptr, false, scratch.data()});
+    kernels.matmul[type]({weight, n_in / traits.block_elements * traits.block_bytes, n_in, 0, n_out,
+                          act.bytes.data, act.stride, n_rows, out.data(), n_out, nullptr, false,
+                          scratch.data()});
     return out;
 }
 
@@ -143,6 +163,62 @@ void test_matmul(const Kernels& kernels, const Kernels& scalar) {
             kernels.dequantize_row[type](weight.data(), row.data(), n_in);
             scalar.dequantize_row[type](weight.data(), same.data(), n_in);
             CHECK(close(row, same, 0.0f));
+        }
+    }
+}
+
+// Levels that make the same integer sums and the same float operations in the same order give the same bits.
+struct SameBits {
+    const Kernels& kernels;
+    const Kernels& other;
+    // With `more`: a part of the outputs, bias, accumulation and a value that is not finite.
+    void compare(uint32_t type, Weights& weight, int64_t n_out, int64_t n_in, std::vector<float> x,
+                 int64_t n_rows, bool more) const {
+        const TypeTraits& traits = type_traits(type);
+        if (more) x[0] = NAN;
+        const auto bias = random_floats(n_out), before = random_floats(n_rows * n_out);
+        std::vector<float> out[2] = {before, before};
+        for (const int i : {0, 1}) {
+            const Kernels& level = i == 0 ? kernels : other;
+            const Activations act(level, type, x, n_rows, n_in);
+            level.matmul[type]({weight.data(), n_in / traits.block_elements * traits.block_bytes, n_in,
+                                more ? n_out / 3 : 0, n_out, act.bytes.data, act.stride, n_rows,
+                                out[i].data(), n_out, more ? bias.data() : nullptr, more, nullptr});
+        }
+        CHECK(std::memcmp(out[0].data(), out[1].data(), out[0].size() * sizeof(float)) == 0);
+    }
+    void compare(uint32_t type, int64_t n_out, int64_t n_in, int64_t n_rows, bool more) const {
+        Weights weight(type, n_out * n_in);
+        compare(type, weight, n_out, n_in, random_floats(n_rows * n_in), n_rows, more);
+    }
+};
+
+void test_same_bits(const Kernels& kernels, const Kernels& other) {
+    const SameBits same{kernels, other};
+    for (uint32_t type = 0; type < kMaxTypes; ++type) {
+        if (!type_traits(type).is_weight || kernels.act_form[type] == ActForm::F32) continue;
+        CHECK(kernels.matmul[type] != other.matmul[type]);
+        for (int64_t n_rows = 1; n_rows <= 17; ++n_rows) {
+            for (const bool more : {false, true}) {
+                same.compare(type, 17 + n_rows, 256, n_rows, more);
+                same.compare(type, 23, 2048, n_rows, more);
+            }
+        }
+        same.compare(type, 69, 768, 130, true);  // more than one panel; not a whole number of tiles
+        if (type_traits(type).block_elements == 32) same.compare(type, 5, 32 * 11, 9, false);
+        // The largest quants, scales and activations, in blocks of one sign and of both.
+        for (const uint8_t byte : {0x00, 0x0f, 0x7f, 0x80, 0xf0, 0xff}) {
+            Weights weight(type, 3 * 512, byte);
+            for (const int64_t n_rows : {1, 9}) {
+                std::vector<float> x(static_cast<size_t>(n_rows * 512), 1.0f);
+                for (size_t i = 0; i < x.size(); ++i) {
+                    const size_t row = i / 512, run = size_t{1} << (row % 8);
+                    if (row != 0 && i / run % 2 != 0) x[i] = -1.0f;
+                }
+                same.compare(type, weight, 3, 512, x, n_rows, false);
+                for (float& value : x) value = -value;
+                same.compare(type, weight, 3, 512, x, n_rows, false);
+            }
         }
     }
 }
@@ -331,6 +407,7 @@ int main() {
         test_batch_invariance(kernels);
         test_elementwise(kernels, scalar);
         test_attention(kernels, scalar);
+        if (std::strcmp(*level, "avxvnni") == 0) test_same_bits(kernels, kernels_for("avx2"));
     }
     return quantd::test::finish("test_kernels");
 }

@@ -37,6 +37,17 @@ __m256 add_block(__m256 acc, __m256i sum, __m256 d, __m256 min, const uint8_t* a
 
 inline __m256i add_words(__m256i words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 
+// Sums of four products each.
+template <class Format>
+__m256i fours(__m256i q, __m256i act) {
+#if defined(__AVXVNNI__)
+    static_assert(!Format::kSigned);
+    return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), q, act);
+#else
+    return add_words(pairs<Format::kSigned>(q, act));
+#endif
+}
+
 template <class Format, int kRows>
 void few_rows(const Rows& rows, const MatmulArgs& args, int64_t next_rows_bytes, __m256* acc) {
     constexpr int64_t kUnitBytes = kUnitBlocks * Format::kBytes;
@@ -56,7 +67,7 @@ void few_rows(const Rows& rows, const MatmulArgs& args, int64_t next_rows_bytes,
             for (int i = 0; i < kLanes; ++i) {
                 const __m256i q = Format::quants(block[i]);
                 for (int r = 0; r < kRows; ++r)
-                    sum[r][i] = add_words(pairs<Format::kSigned>(q, load256(act + r * args.act_stride)));
+                    sum[r][i] = fours<Format>(q, load256(act + r * args.act_stride));
             }
             const __m256 d = Format::scales(block);
             const __m256 min = Format::kHasMin ? Format::mins(block) : _mm256_setzero_ps();
