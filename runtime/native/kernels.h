@@ -39,8 +39,9 @@ struct BlockQ8_256 {
     float d;
     int16_t group_sums[8];  // sums of 32 elements each, in natural order
     uint8_t unused[12];
-    int16_t pair_sums[32];  // of each 16 elements, the sum of those at i % 4 < 2, then of the others:
-                            // what the two 16-bit halves of a lane of four products add up
+    // Of each 16 elements, -32 times the sum of those at i % 4 < 2, then of the others: added to the two
+    // words of a lane of four products each, it takes an offset of 32 off their weights.
+    int16_t minus_32_sums[32];
 };
 static_assert(sizeof(BlockQ8_256) == 384);  // every block begins on a cache line
 

@@ -124,6 +124,16 @@ inline __m256i sum_across(const __m256i* in) {
 // Holds a sum in its register: GCC would make a tree of a chain of integer additions, keep all products for
 // it, and store them.
 inline void keep(__m256i& sum) { asm("" : "+x"(sum)); }
+// Rows of activations, `stride` bytes apart.  Each address is held in a register: GCC would make, and spill,
+// an offset for each of its uses.
+template <int kRows>
+[[gnu::always_inline]] inline void act_rows(const uint8_t* first, int64_t stride,
+                                            const uint8_t* (&rows)[kRows]) {
+    for (int r = 0; r < kRows; ++r) {
+        rows[r] = first + r * stride;
+        asm("" : "+r"(rows[r]));
+    }
+}
 
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1], of words.
 inline __m256i add_products(__m256i sum, __m256i a, __m256i b) {
@@ -145,19 +155,19 @@ __m256i pairs(__m256i q, __m256i act) {
     return products(q, act);
 }
 
-// sum[half][row] = [sum[half][row] +] the words' products over kSteps steps of four elements, for two panels.
-// weight[half]: kSteps vectors; act: kSteps dwords of row 0, those of the next row act_stride bytes on.
-template <int kRows, int kSteps, bool kAdd>
+// sum[half][row] = the words' products over kSteps steps of four elements, for two panels.
+// weight[half]: kSteps vectors; act[row] + offset: kSteps dwords.
+template <int kRows, int kSteps>
 [[gnu::always_inline]] inline void multiply_words(const __m256i* weight0, const __m256i* weight1,
-                                                  const uint8_t* act, int64_t act_stride,
+                                                  const uint8_t* const* act, int64_t offset,
                                                   __m256i (&sum)[2][kRows]) {
 #pragma GCC unroll 8
     for (int step = 0; step < kSteps; ++step) {
         const __m256i first = weight0[step], second = weight1[step];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-            const __m256i a = broadcast32(act + r * act_stride + 4 * step);
-            if (step == 0 && !kAdd) {
+            const __m256i a = broadcast32(act[r] + offset + 4 * step);
+            if (step == 0) {
                 sum[0][r] = products(first, a);
                 sum[1][r] = products(second, a);
             } else {
@@ -171,17 +181,16 @@ template <int kRows, int kSteps, bool kAdd>
 }
 
 // The same for weights that need all eight bits and a sign: words times words, sums in dwords.
-// weight[half]: two vectors a step, elements 0 and 2, then 1 and 3; act: as stored by widen.
+// weight[half]: two vectors a step, elements 0 and 2, then 1 and 3; act[row]: as stored by widen.
 template <int kRows, int kSteps>
 [[gnu::always_inline]] inline void multiply_dwords(const __m256i* weight0, const __m256i* weight1,
-                                                   const uint8_t* act, int64_t act_stride,
-                                                   __m256i (&sum)[2][kRows]) {
+                                                   const uint8_t* const* act, __m256i (&sum)[2][kRows]) {
 #pragma GCC unroll 16
     for (int step = 0; step < 2 * kSteps; ++step) {
         const __m256i first = weight0[step], second = weight1[step];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-            const __m256i a = broadcast32(act + r * act_stride + 4 * (step / 2) + 32 * (step % 2));
+            const __m256i a = broadcast32(act[r] + 4 * (step / 2) + 32 * (step % 2));
             if (step == 0) {
                 sum[0][r] = _mm256_madd_epi16(first, a);
                 sum[1][r] = _mm256_madd_epi16(second, a);

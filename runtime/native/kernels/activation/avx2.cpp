@@ -83,18 +83,23 @@ void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
         block.d = quantize_block<16>(x + b * kQ256, qs, nullptr);
         for (int group = 0; group < 8; ++group)
             __builtin_memcpy(block.qs + 32 * kGroupOrder[group], qs + 32 * group, 32);
-        // Sums of pairs, of every second pair of a 16 (the two lanes of pair_sums), of 16, of 32.
+        // Sums of pairs, of every second pair of a 16 (the two words of minus_32_sums), of 16, of 32.
+        alignas(32) int32_t lanes[16];
         const __m256i ones_bytes = _mm256_set1_epi8(1), ones_words = _mm256_set1_epi16(1);
         for (int j = 0; j < 16; j += 2) {
             const __m256i q = _mm256_load_si256(reinterpret_cast<const __m256i*>(qs + 16 * j));
             const __m256i pairs = _mm256_maddubs_epi16(ones_bytes, q);  // 2 x 8 words: lanes 0 1 0 1 ...
             const __m256i two = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
             const __m256i one = _mm256_add_epi16(two, _mm256_shuffle_epi32(two, 0xb1));
-            const int32_t lanes[2] = {_mm256_cvtsi256_si32(one), _mm256_extract_epi32(one, 4)};
-            __builtin_memcpy(block.pair_sums + 2 * j, lanes, 8);
+            lanes[j] = _mm256_cvtsi256_si32(one);
+            lanes[j + 1] = _mm256_extract_epi32(one, 4);
         }
-        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.pair_sums));
-        const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block.pair_sums + 16));
+        const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes));
+        const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(lanes + 8));
+        auto* offsets = reinterpret_cast<__m256i*>(block.minus_32_sums);
+        _mm256_storeu_si256(offsets, _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(low, 5)));
+        _mm256_storeu_si256(offsets + 1,
+                            _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_slli_epi16(high, 5)));
         const __m256i packed = _mm256_packs_epi32(_mm256_madd_epi16(low, ones_words),  //
                                                   _mm256_madd_epi16(high, ones_words));
         const __m256i sums = _mm256_permute4x64_epi64(packed, 0xd8);

@@ -71,8 +71,8 @@ void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
             block.sums[j] = static_cast<int16_t>(sums[j]);
             int32_t first = 0;  // of the elements at i % 4 < 2
             for (int i = 16 * j; i < 16 * j + 16; i += 4) first += qs[i] + qs[i + 1];
-            block.pair_sums[2 * j] = static_cast<int16_t>(first);
-            block.pair_sums[2 * j + 1] = static_cast<int16_t>(sums[j] - first);
+            block.minus_32_sums[2 * j] = static_cast<int16_t>(-32 * first);
+            block.minus_32_sums[2 * j + 1] = static_cast<int16_t>(-32 * (sums[j] - first));
         }
         for (int j = 0; j < 8; ++j) block.group_sums[j] = static_cast<int16_t>(sums[2 * j] + sums[2 * j + 1]);
         __builtin_memcpy(out + b * int64_t(sizeof(block)), &block, sizeof(block));

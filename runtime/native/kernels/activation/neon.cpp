@@ -62,8 +62,8 @@ void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
             const int16_t second = static_cast<int16_t>(  // of the odd pairs: elements at i % 4 >= 2
                 vaddvq_s32(vshrq_n_s32(vreinterpretq_s32_s16(pairs), 16)));
             block.sums[j] = sum;
-            block.pair_sums[2 * j] = static_cast<int16_t>(sum - second);
-            block.pair_sums[2 * j + 1] = second;
+            block.minus_32_sums[2 * j] = static_cast<int16_t>(-32 * (sum - second));
+            block.minus_32_sums[2 * j + 1] = static_cast<int16_t>(-32 * second);
         }
         for (int j = 0; j < 8; ++j) {
             block.group_sums[j] = static_cast<int16_t>(block.sums[2 * j] + block.sums[2 * j + 1]);

@@ -52,8 +52,8 @@ void quantize_q8_256(const float* x, uint8_t* out, int64_t n) {
         block.d = quantize_block(x + b * kQ256, qs, 256);
         for (int i = 0; i < 256; ++i) {
             block.qs[kGroupOrder[i / 32] * 32 + i % 32] = qs[i];
-            int16_t& pair = block.pair_sums[i / 16 * 2 + i % 4 / 2];
-            pair = static_cast<int16_t>(pair + qs[i]);
+            int16_t& minus_32_sum = block.minus_32_sums[i / 16 * 2 + i % 4 / 2];
+            minus_32_sum = static_cast<int16_t>(minus_32_sum - 32 * qs[i]);
             block.sums[i / 16] = static_cast<int16_t>(block.sums[i / 16] + qs[i]);
             block.group_sums[i / 32] = static_cast<int16_t>(block.group_sums[i / 32] + qs[i]);
         }

@@ -5,6 +5,8 @@
 // for few and for many activation rows.
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "kernels/levels.h"
 #include "kernels/matmul_q8_256/few_rows.h"
 #include "kernels/matmul_q8_256/formats.h"
@@ -24,16 +26,27 @@ struct Kernel {
     // 9 % slower.
     static constexpr int kTileRows = 4;
     static constexpr int64_t kPanelRows = Format::kSigned ? 32 : 64;
-    static constexpr int64_t kTileQs = Format::kSigned ? 512 : 256, kTileBytes = kTileQs + kTailBytes;
     struct Panel {
         __m256i q[Format::kSigned ? 128 : 64];
         typename Format::Header header;
     };
-    // Each row: quants in natural order (bytes, or words as stored by widen), then the tail of its block.
-    // Of a type that wraps, pair_sums are multiplied by minus the offset.
-    struct Tile {
-        alignas(64) uint8_t bytes[kTileRows * kTileBytes];
+    // Of bytes, where the blocks of the rows lie.
+    struct InPlace {
+        const uint8_t* block;
+        int64_t row_bytes;
+        int64_t stride() const { return row_bytes; }
+        const uint8_t* quants(int group) const { return block + kQ32 * kGroupOrder[group]; }
+        const uint8_t* tail() const { return block + kActTail; }
     };
+    // Each row's quants in natural order, as stored by widen, then the tail of its block.
+    struct Words {
+        static constexpr int64_t kTail = 512, kBytes = kTail + kTailBytes;
+        alignas(64) uint8_t bytes[kTileRows * kBytes];
+        int64_t stride() const { return kBytes; }
+        const uint8_t* quants(int group) const { return bytes + 64 * group; }
+        const uint8_t* tail() const { return bytes + kTail; }
+    };
+    using Tile = std::conditional_t<Format::kSigned, Words, InPlace>;
 
     static int64_t n_blocks(int64_t n_in) { return n_in / kQ256; }
 
@@ -44,26 +57,16 @@ struct Kernel {
     }
 
     static void pack(const MatmulArgs& args, int64_t first, int64_t n, int64_t at, Tile& tile) {
-        for (int64_t r = 0; r < n; ++r) {
-            const uint8_t* block = args.act + (first + r) * args.act_stride + at * kActBytes;
-            uint8_t* out = tile.bytes + r * kTileBytes;
-            for (int group = 0; group < 8; ++group) {
-                const uint8_t* qs = block + 32 * kGroupOrder[group];
-                if constexpr (Format::kSigned) {
-                    widen(qs, out + 64 * group);
-                } else {
-                    __builtin_memcpy(out + 32 * group, qs, 32);
-                }
+        const uint8_t* block = args.act + first * args.act_stride + at * kActBytes;
+        if constexpr (Format::kSigned) {
+            for (int64_t r = 0; r < n; ++r, block += args.act_stride) {
+                uint8_t* out = tile.bytes + r * Tile::kBytes;
+                for (int group = 0; group < 8; ++group)
+                    widen(block + kQ32 * kGroupOrder[group], out + 64 * group);
+                __builtin_memcpy(out + Tile::kTail, block + kActTail, kTailBytes);
             }
-            __builtin_memcpy(out + kTileQs, block + kActTail, kTailBytes);
-            if constexpr (Format::kWrap) {
-                auto* sums = reinterpret_cast<__m256i*>(out + kTileQs + kTailPairSums);
-                for (int v = 0; v < 2; ++v) {
-                    const __m256i offset =
-                        _mm256_slli_epi16(_mm256_load_si256(sums + v), Format::kOffsetBits);
-                    _mm256_store_si256(sums + v, _mm256_sub_epi16(_mm256_setzero_si256(), offset));
-                }
-            }
+        } else {
+            tile = {block, args.act_stride};
         }
     }
 
@@ -71,42 +74,46 @@ struct Kernel {
     template <int kRows>
     [[gnu::noinline]] static void multiply(const Panel* two, const Tile& tile, const Ahead& ahead,
                                            float* acc) {
-        constexpr int kGroups = 64 / Format::kSteps;
         __m256i sum[2][kRows];
         for (int r = 0; r < kRows; ++r) sum[0][r] = sum[1][r] = _mm256_setzero_si256();
         int64_t asked = 0;
 #pragma GCC unroll 1
-        for (int group = 0; group < kGroups; ++group) {
-            const int scale = group * Format::kSteps * 4 / Format::kScaleElements;
-            __m256i part[2][kRows];
-            if constexpr (Format::kSigned) {
-                multiply_dwords<kRows, Format::kSteps>(two[0].q + 16 * group, two[1].q + 16 * group,
-                                                       tile.bytes + 64 * group, kTileBytes, part);
-            } else {
-                multiply_words<kRows, Format::kSteps, false>(
-                    two[0].q + Format::kSteps * group, two[1].q + Format::kSteps * group,
-                    tile.bytes + 4 * Format::kSteps * group, kTileBytes, part);
-            }
-            for (int half = 0; half < 2; ++half) {
-                const __m256i factor = two[half].header.scale[scale];
-                for (int r = 0; r < kRows; ++r) {
-                    if constexpr (Format::kSigned) {
-                        part[half][r] = _mm256_mullo_epi32(part[half][r], _mm256_srai_epi32(factor, 16));
-                    } else {
-                        if constexpr (Format::kWrap) {
-                            const __m256i offset = broadcast32(tile.bytes + r * kTileBytes + kTileQs +
-                                                               kTailPairSums + 4 * group);
-                            part[half][r] = _mm256_add_epi16(part[half][r], offset);
+        for (int group = 0; group < 8; ++group) {
+            const uint8_t* act[kRows];
+            act_rows<kRows>(tile.quants(group), tile.stride(), act);
+#pragma GCC unroll 2
+            for (int step = 0; step < 8; step += Format::kSteps) {
+                __m256i part[2][kRows];
+                if constexpr (Format::kSigned) {
+                    static_assert(Format::kSteps == 8);
+                    multiply_dwords<kRows, 8>(two[0].q + 16 * group, two[1].q + 16 * group, act, part);
+                } else {
+                    multiply_words<kRows, Format::kSteps>(two[0].q + 8 * group + step,
+                                                          two[1].q + 8 * group + step, act, 4 * step, part);
+                }
+                for (int half = 0; half < 2; ++half) {
+                    const __m256i factor =
+                        two[half].header.scale[(32 * group + 4 * step) / Format::kScaleElements];
+                    for (int r = 0; r < kRows; ++r) {
+                        if constexpr (Format::kSigned) {
+                            part[half][r] = _mm256_mullo_epi32(part[half][r], _mm256_srai_epi32(factor, 16));
+                        } else {
+                            if constexpr (Format::kWrap) {
+                                static_assert(Format::kOffsetBits == 5 && Format::kSteps == 4);
+                                const __m256i offset = broadcast32(tile.tail() + r * tile.stride() +
+                                                                   kTailOffsets + 8 * group + step);
+                                part[half][r] = _mm256_add_epi16(part[half][r], offset);
+                            }
+                            part[half][r] = _mm256_madd_epi16(part[half][r], factor);
                         }
-                        part[half][r] = _mm256_madd_epi16(part[half][r], factor);
+                        sum[half][r] = _mm256_add_epi32(sum[half][r], part[half][r]);
                     }
-                    sum[half][r] = _mm256_add_epi32(sum[half][r], part[half][r]);
                 }
             }
-            asked = prefetch_part<kBlockBytes>(ahead, asked, group, kGroups);
+            asked = prefetch_part<kBlockBytes>(ahead, asked, group, 8);
         }
         for (int r = 0; r < kRows; ++r) {
-            const uint8_t* tail = tile.bytes + r * kTileBytes + kTileQs;
+            const uint8_t* tail = tile.tail() + r * tile.stride();
             for (int half = 0; half < 2; ++half) {
                 float* out = acc + r * kPanelRows + half * kLanes;
                 __m256i whole = sum[half][r];

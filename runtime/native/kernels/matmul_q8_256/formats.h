@@ -15,7 +15,7 @@ namespace {
 
 // Fields of BlockQ8_256, and of its part behind the quants.
 constexpr int64_t kActBytes = sizeof(BlockQ8_256), kActTail = 256;
-constexpr int64_t kTailSums = 0, kTailScale = 32, kTailGroupSums = 36, kTailPairSums = 64, kTailBytes = 128;
+constexpr int64_t kTailSums = 0, kTailScale = 32, kTailGroupSums = 36, kTailOffsets = 64, kTailBytes = 128;
 
 __m256i words(__m256i x, int count) { return _mm256_srli_epi16(x, count); }
 __m256i mask(__m256i x, int bits) { return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>(bits))); }
@@ -65,7 +65,8 @@ __m256 multiply_add(__m256 d, const uint8_t* tail, __m256i sum, __m256 acc) {
 //     kScaleElements            elements of one scale
 //     kSteps                    steps of four elements whose words add up without overflow
 //     kOffsetBits               quants are stored with 1 << kOffsetBits added; 0: nothing added
-//     kWrap                     the panel's words may overflow and come right when the offset is taken off
+//     kWrap                     the panel's words may overflow and come right when the offset, 32, is taken
+//                               off: see BlockQ8_256::minus_32_sums
 //     kSigned                   quants with all eight bits
 //     finish(acc, sum, Header, tail)
 

@@ -24,17 +24,20 @@ struct Kernel {
     static constexpr int64_t kPanelRows = Format::kSigned ? 32 : 64;
     static constexpr int kBlockVectors = Format::kSigned ? 16 : 8;
     static constexpr int64_t kTileBlockBytes = Format::kSigned ? 64 : 32;
-    static constexpr int64_t kTileScales = kUnitBlocks * kTileBlockBytes, kTileSums = kTileScales + 32,
-                             kTileBytes = kTileSums + 32;
     struct Panel {
         __m256i q[kUnitBlocks * kBlockVectors];
         __m256 d[kUnitBlocks];
         __m256 min[Format::kHasMin ? kUnitBlocks : 1];
     };
-    // Each row: quants (bytes, or words as stored by widen), then its scales and sums.
+    // Activation rows where they lie, the quants of a signed type as words beside them.
     struct Tile {
-        alignas(64) uint8_t bytes[kTileRows * kTileBytes];
+        const uint8_t* quants;  // of the unit's first block in the first row
+        int64_t quants_stride;  // to the next row
+        const uint8_t* scales;  // floats, one a block
+        int64_t sums_offset;    // from the scales to the sums
+        int64_t row_bytes;
         int64_t n_blocks;  // 1 to kUnitBlocks
+        alignas(64) uint8_t words[Format::kSigned ? kTileRows * kUnitBlocks * kTileBlockBytes : 1];
     };
 
     static int64_t n_blocks(int64_t n_in) { return n_units(n_in); }
@@ -50,21 +53,22 @@ struct Kernel {
     }
 
     static void pack(const MatmulArgs& args, int64_t first, int64_t n, int64_t at, Tile& tile) {
-        const int64_t count = tile.n_blocks = blocks_of(args.n_in, at);
-        const int64_t begin = at * kUnitBlocks, row_blocks = args.n_in / kQ32;
-        for (int64_t r = 0; r < n; ++r) {
-            const uint8_t* row = args.act + (first + r) * args.act_stride;
-            uint8_t* out = tile.bytes + r * kTileBytes;
-            for (int64_t b = 0; b < count; ++b) {
-                const uint8_t* qs = row + (begin + b) * kQ32;
-                if constexpr (Format::kSigned) {
-                    widen(qs, out + b * kTileBlockBytes);
-                } else {
-                    __builtin_memcpy(out + b * kTileBlockBytes, qs, kQ32);
-                }
-                __builtin_memcpy(out + kTileScales + 4 * b, row + args.n_in + (begin + b) * 4, 4);
-                __builtin_memcpy(out + kTileSums + 4 * b, row + args.n_in + (row_blocks + begin + b) * 4, 4);
+        const uint8_t* row = args.act + first * args.act_stride;
+        const int64_t begin = at * kUnitBlocks;
+        tile.quants = row + begin * kQ32;
+        tile.quants_stride = tile.row_bytes = args.act_stride;
+        tile.scales = row + args.n_in + begin * 4;
+        tile.sums_offset = args.n_in / kQ32 * 4;
+        tile.n_blocks = blocks_of(args.n_in, at);
+        if constexpr (Format::kSigned) {
+            constexpr int64_t kStride = kUnitBlocks * kTileBlockBytes;
+            for (int64_t r = 0; r < n; ++r) {
+                const uint8_t* qs = tile.quants + r * args.act_stride;
+                for (int64_t b = 0; b < tile.n_blocks; ++b)
+                    widen(qs + b * kQ32, tile.words + r * kStride + b * kTileBlockBytes);
             }
+            tile.quants = tile.words;
+            tile.quants_stride = kStride;
         }
     }
 
@@ -82,18 +86,19 @@ struct Kernel {
         for (int64_t b = 0; b < tile.n_blocks; ++b) {
             const __m256i* first = two[0].q + b * kBlockVectors;
             const __m256i* second = two[1].q + b * kBlockVectors;
-            const uint8_t* act = tile.bytes + b * kTileBlockBytes;
+            const uint8_t* act[kRows];
+            act_rows<kRows>(tile.quants + b * kTileBlockBytes, tile.quants_stride, act);
             __m256i sum[2][kRows];
             if constexpr (Format::kSigned) {
-                multiply_dwords<kRows, 8>(first, second, act, kTileBytes, sum);
+                multiply_dwords<kRows, 8>(first, second, act, sum);
             } else {
-                multiply_words<kRows, Format::kSteps, false>(first, second, act, kTileBytes, sum);
+                multiply_words<kRows, Format::kSteps>(first, second, act, 0, sum);
                 for (int r = 0; r < kRows; ++r) {
                     for (int half = 0; half < 2; ++half) sum[half][r] = add_words(sum[half][r]);
                 }
                 if constexpr (Format::kSteps == 4) {
                     __m256i rest[2][kRows];
-                    multiply_words<kRows, 4, false>(first + 4, second + 4, act + 16, kTileBytes, rest);
+                    multiply_words<kRows, 4>(first + 4, second + 4, act, 16, rest);
                     for (int r = 0; r < kRows; ++r) {
                         for (int half = 0; half < 2; ++half)
                             sum[half][r] = _mm256_add_epi32(sum[half][r], add_words(rest[half][r]));
@@ -103,9 +108,9 @@ struct Kernel {
             for (int half = 0; half < 2; ++half) {
                 const __m256 min = Format::kHasMin ? two[half].min[b] : _mm256_setzero_ps();
                 for (int r = 0; r < kRows; ++r) {
-                    const uint8_t* row = tile.bytes + r * kTileBytes + 4 * b;
-                    acc[half][r] = add_block<Format>(acc[half][r], sum[half][r], two[half].d[b], min,
-                                                     row + kTileScales, row + kTileSums);
+                    const uint8_t* scale = tile.scales + r * tile.row_bytes + 4 * b;
+                    acc[half][r] = add_block<Format>(acc[half][r], sum[half][r], two[half].d[b], min, scale,
+                                                     scale + tile.sums_offset);
                 }
             }
             asked = prefetch_part<kBlockBytes>(ahead, asked, b, tile.n_blocks);
