@@ -22,7 +22,7 @@ from quant.chunks import CHUNK_ELEMENTS, chunks_of, encode_chunk
 from quant.feedback import ErrorFeedback
 from quant.gguf_header import DEFAULT_ALIGNMENT, TensorEntry, header_bytes
 from quant.importance import DEFAULT_CTX, MIN_TOKENS, Importance
-from quant.input_files import InputFiles
+from quant.input_files import Bytes, InputFiles
 from quant.logits import TopLogits, sequence_logits
 from quant.plan import TensorPlan, plan_quantization, tensor_bytes
 from quant.policy import NO_OVERRIDES, Overrides, TensorShape, expert_rows, fits, is_quantized
@@ -43,7 +43,7 @@ from quant.recipes import (
     Recipe,
 )
 from quant.source import ModelSource, SourceTensor, open_gguf
-from runtime._native import dequantize, quantize_rows, type_traits
+from runtime._native import dequantize, new_buffer, quantize_rows, type_traits
 from runtime.cpu import usable_cores
 from runtime.errors import RequestError
 from runtime.gguf import ModelFile
@@ -254,12 +254,12 @@ class _Probe:
         for matrix in range(n_matrices):
             rows = np.unique(np.linspace(0, n_rows - 1, max(_SAMPLED_ROWS * n_rows // total, 1)).astype(int))
             raw = [source.read(self._files, (matrix * n_rows + int(row)) * n_in, n_in) for row in rows]
-            data = np.concatenate(raw)
+            data = memoryview(b"".join(raw))
             x = _floats(data, source.type_id).reshape(len(rows), n_in)
             used = self._importance.of(source.name, n_in, matrix) if self._importance else None
             whole += self._loss(source.name, x, used)
             for type_id in types:
-                out = np.empty(tensor_bytes(x.shape, type_id), np.uint8)
+                out = new_buffer(tensor_bytes(x.shape, type_id))
                 fault = quantize_rows(
                     data, source.type_id, len(rows), n_in, type_id, out, self._threads, importance=used
                 )
@@ -269,7 +269,8 @@ class _Probe:
                     self._feedback.apply(
                         source.name, data, source.type_id, len(rows), n_in, type_id, out, self._threads
                     )
-                y = dequantize(type_traits(type_id)[0], out, x.size).reshape(x.shape)
+                blocks = np.frombuffer(out, np.uint8)
+                y = dequantize(type_traits(type_id)[0], blocks, x.size).reshape(x.shape)
                 lost[type_id] += self._loss(source.name, x - y, used)
         return {type_id: lost[type_id] / whole if whole else 0.0 for type_id in types}
 
@@ -292,12 +293,12 @@ class _Probe:
             for chunk in chunks_of(TensorPlan(source, type_id, n_bytes, 0), CHUNK_ELEMENTS):
                 data = source.read(self._files, chunk.first, chunk.n_elements)
                 encoded = encode_chunk(chunk, data, self._threads, self._importance, self._feedback)
-                os.pwrite(fd, encoded.data, len(header) + chunk.target_offset)
+                os.pwrite(fd, encoded, len(header) + chunk.target_offset)
             yield ModelFile.open(Path(f"/proc/self/fd/{fd}"))
         finally:
             os.close(fd)
 
 
-def _floats(data: NDArray[np.uint8], type_id: int) -> NDArray[np.float32]:
+def _floats(data: Bytes, type_id: int) -> NDArray[np.float32]:
     name, _, element_bytes, _ = type_traits(type_id)
-    return dequantize(name, data, data.size // element_bytes)
+    return dequantize(name, np.frombuffer(data, np.uint8), len(data) // element_bytes)

@@ -23,7 +23,7 @@ from runtime.errors import ModelFormatError
 
 _BLOCK_BYTES = 256 << 10  # stays in the second-level cache between the read and the hash
 _OFFERED_BYTES = 80 << 20  # of offers that wait; once as much waits, what they wait for is read
-_OFFER_WAIT_S = 0.1
+_OFFER_WAIT_S = 2.0  # longer than the hashing takes for all of them, on a machine that is not stuck
 _GAP_BYTES = 64 << 10  # between tensors: read without waiting whether somebody else does
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -56,6 +56,7 @@ class InputHashes:
         self._files = [_HashedFile(path, drop_cache=drop_cache) for path in paths]
         self._changed = threading.Condition()  # guards what follows
         self._offers: list[_Offer] = []
+        self._reached = [0] * len(paths)  # bytes of each file that are hashed, with what is being hashed
         self._is_complete = False  # nothing more will be offered
         self._is_stopped = False
         self._pool = ThreadPoolExecutor(1, "quantize-hash")
@@ -80,11 +81,12 @@ class InputHashes:
         """
         if file >= len(self._files):  # nothing is hashed
             return
+        one = _Offer(file, offset, data)
         with self._changed:
-            self._changed.wait_for(lambda: not (self._is_full() and self._is_in_turn()), _OFFER_WAIT_S)
-            if self._is_full():
-                return  # the hashing is busy with another place, and will read this itself
-            self._offers.append(_Offer(file, offset, data))
+            self._changed.wait_for(lambda: self._has_room(one) or not self._is_in_turn(), _OFFER_WAIT_S)
+            if not self._has_room(one):
+                return  # the hashing waits for another place, and will read this itself
+            self._offers.append(one)
             self._changed.notify_all()
 
     def check(self) -> None:
@@ -108,7 +110,7 @@ class InputHashes:
                 file = self._files[offer.file]
                 position = file.read_to(offer.offset, self._check_stopped)
                 if offer.offset <= position < offer.end:
-                    file.update(offer.data.data[position - offer.offset :])
+                    file.update(offer.data[position - offer.offset :])
             for file in self._files:
                 file.read_to(None, self._check_stopped)
             return [file.result() for file in self._files]
@@ -129,6 +131,7 @@ class InputHashes:
                     found = min(self._offers, key=lambda one: (one.file, one.offset))
                 if found is not None:
                     self._offers = [one for one in self._offers if one is not found]
+                    self._reached[found.file] = max(self._reached[found.file], found.end)
                     self._changed.notify_all()
                     return found
                 if self._is_complete:
@@ -138,11 +141,15 @@ class InputHashes:
     def _is_full(self) -> bool:
         return sum(len(one.data) for one in self._offers) >= _OFFERED_BYTES
 
+    def _has_room(self, offer: _Offer) -> bool:
+        """What is next is always taken: it makes room."""
+        return not self._is_full() or self._is_next(offer)
+
     def _is_in_turn(self) -> bool:
         return any(map(self._is_next, self._offers))
 
     def _is_next(self, offer: _Offer) -> bool:
-        return offer.offset <= self._files[offer.file].position + _GAP_BYTES
+        return offer.offset <= self._reached[offer.file] + _GAP_BYTES
 
     def _check_stopped(self) -> None:
         if self._is_stopped:

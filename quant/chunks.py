@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quant.input_files import Bytes
 from quant.plan import TensorPlan, tensor_bytes
 from quant.policy import expert_rows
-from quant.recipes import BF16, F16, F32
-from runtime._native import encoding_loss, quantize_rows
+from quant.recipes import FLOATS
+from runtime._native import encoding_loss, find_not_finite, new_buffer, quantize_rows
 from runtime.errors import ModelFormatError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from quant.feedback import ErrorFeedback
     from quant.importance import Importance
 
@@ -25,9 +25,6 @@ CHUNK_ELEMENTS = 1 << 21  # 4 MiB of F16; a multiple of every block
 ERROR_EVERY_ROWS = 16  # the error is measured on every sixteenth row
 
 Loss = tuple[float, float]  # sum of the squared differences, sum of the squared values
-
-# Bits that are all set in infinities and NaN: (unsigned type of the element's size, exponent)
-_EXPONENTS = {F32: (np.uint32, 0x7F800000), F16: (np.uint16, 0x7C00), BF16: (np.uint16, 0x7F80)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ def encode_chunk(
     if tensor.is_copied:
         _check_finite(chunk, data)
         return data
-    out = np.empty(tensor_bytes((chunk.n_elements,), tensor.target_type), np.uint8)
+    out = new_buffer(tensor_bytes((chunk.n_elements,), tensor.target_type))
     n_cols = row if chunk.n_elements % row == 0 else chunk.n_elements  # a piece of a very long row
     n_rows = chunk.n_elements // n_cols
     weights = _importance(chunk, importance, n_cols)
@@ -139,17 +136,15 @@ def _importance(chunk: Chunk, importance: Importance | None, n_cols: int) -> NDA
     found = importance.of(source.name, row, chunk.first // (row * rows_of_matrix))
     if found is None or n_cols == row:
         return found
-    return np.ascontiguousarray(found[chunk.first % row :][:n_cols])
+    return found[chunk.first % row :][:n_cols].copy()
 
 
 def _check_finite(chunk: Chunk, data: Bytes) -> None:
-    found = _EXPONENTS.get(chunk.tensor.target_type)
-    if found is None:
+    if chunk.tensor.target_type not in FLOATS:
         return
-    unsigned, exponent = found
-    bad = (data.view(unsigned) & unsigned(exponent)) == exponent
-    if bad.any():
-        _refuse_weight(chunk, int(bad.argmax()), math.nan)
+    element = find_not_finite(data, chunk.tensor.target_type)
+    if element >= 0:
+        _refuse_weight(chunk, element, math.nan)
 
 
 def _refuse_weight(chunk: Chunk, element: int, value: float) -> None:

@@ -6,13 +6,13 @@ left out and set anew at the end, the way llama-quantize does it.  Nothing depen
 
 from __future__ import annotations
 
+import array
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import cast
-
-import numpy as np
 
 from runtime.gguf import MetadataValue
 
@@ -21,19 +21,19 @@ VERSION = 3
 DEFAULT_ALIGNMENT = 32
 QUANTIZATION_VERSION = 2  # of the block layouts, as llama-quantize notes it
 
-# kind: (type id, little-endian format of one value)
+# kind: (type id, code of the array module)
 _NUMBERS = {
-    "u8": (0, "<u1"),
-    "i8": (1, "<i1"),
-    "u16": (2, "<u2"),
-    "i16": (3, "<i2"),
-    "u32": (4, "<u4"),
-    "i32": (5, "<i4"),
-    "f32": (6, "<f4"),
-    "bool": (7, "<u1"),
-    "u64": (10, "<u8"),
-    "i64": (11, "<i8"),
-    "f64": (12, "<f8"),
+    "u8": (0, "B"),
+    "i8": (1, "b"),
+    "u16": (2, "H"),
+    "i16": (3, "h"),
+    "u32": (4, "I"),
+    "i32": (5, "i"),
+    "f32": (6, "f"),
+    "bool": (7, "B"),
+    "u64": (10, "Q"),
+    "i64": (11, "q"),
+    "f64": (12, "d"),
 }
 _STRING = 8
 _LENGTH = struct.Struct("<Q")
@@ -47,6 +47,14 @@ class KeyValue:
     key: str
     kind: str
     value: MetadataValue
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValue:
+    """An entry that goes over from a file as it stands there, its kind before its value."""
+
+    key: str
+    raw: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,9 @@ def align(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def quantized_metadata(metadata: Sequence[KeyValue], file_type: int) -> list[KeyValue]:
+def quantized_metadata(
+    metadata: Sequence[KeyValue | StoredValue], file_type: int
+) -> list[KeyValue | StoredValue]:
     """Return a source's metadata with the keys that say how the file was and is quantized replaced."""
     replaced = {"general.quantization_version", "general.file_type"}
     return [
@@ -85,7 +95,7 @@ def quantized_metadata(metadata: Sequence[KeyValue], file_type: int) -> list[Key
     ]
 
 
-def encode_metadata(entries: Sequence[KeyValue]) -> EncodedMetadata:
+def encode_metadata(entries: Sequence[KeyValue | StoredValue]) -> EncodedMetadata:
     """Return entries as they stand in a header, to be used in several."""
     return EncodedMetadata(len(entries), b"".join(chain.from_iterable(map(_entry, entries))))
 
@@ -105,8 +115,9 @@ def header_bytes(
     return raw.ljust(align(len(raw), alignment), b"\0")
 
 
-def _entry(entry: KeyValue) -> tuple[bytes, bytes]:
-    return _string(entry.key), _value(entry.kind, entry.value)
+def _entry(entry: KeyValue | StoredValue) -> tuple[bytes, bytes]:
+    raw = entry.raw if isinstance(entry, StoredValue) else _value(entry.kind, entry.value)
+    return _string(entry.key), raw
 
 
 def _string(text: str) -> bytes:
@@ -131,8 +142,11 @@ def _elements(kind: str, items: Iterable[int] | Iterable[float] | Iterable[str])
         return _STRING, b"".join(
             chain.from_iterable(zip(map(_LENGTH.pack, map(len, texts)), texts, strict=True))
         )
-    type_id, layout = _NUMBERS[kind]
-    return type_id, np.array(list(items), dtype=np.dtype(layout)).tobytes()
+    type_id, code = _NUMBERS[kind]
+    numbers = array.array(code, cast("Iterable[float]", items))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return type_id, numbers.tobytes()
 
 
 def _tensor(tensor: TensorEntry) -> bytes:

@@ -10,15 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
+from runtime._native import new_buffer
 from runtime.errors import ModelChangedError
 from runtime.machine_memory import available_memory_bytes
 
-Bytes = NDArray[np.uint8]
+# Flat and contiguous.  No array: a job that only hands bytes on does not wait for NumPy to be imported.
+Bytes: TypeAlias = memoryview
 
 
 class InputFiles:
@@ -54,8 +53,8 @@ class InputFiles:
 
     def read(self, file: int, offset: int, n_bytes: int) -> Bytes:
         """Return (n_bytes,) bytes of a file, not to be written to; ModelChangedError where it ends before."""
-        data = np.empty(n_bytes, np.uint8)
-        view, position = data.data, offset
+        data = new_buffer(n_bytes)
+        view, position = data, offset
         while view:
             got = os.preadv(self._fds[file], [view], position)
             if got == 0:
@@ -63,7 +62,7 @@ class InputFiles:
             view, position = view[got:], position + got
         if self.drops_cache:
             os.posix_fadvise(self._fds[file], offset, n_bytes, os.POSIX_FADV_DONTNEED)
-        data.setflags(write=False)
+        data = data.toreadonly()
         if self.on_read is not None:
             self.on_read(file, offset, data)
         return data

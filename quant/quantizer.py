@@ -172,8 +172,7 @@ class Quantizer:
                 work = _Work(self.plan, self.threads, files, hashes, partial, meter, *known)
                 resumed = work.take_over(partial.resumable)
                 work.write(cancel)
-                files.check_unchanged()
-                manifest = self._finished_manifest(work, hashes)
+                manifest = self._finished_manifest(work)
                 partial.write(self._header(manifest), 0)
                 partial.commit(self._check)
         write_beside(self.output, manifest.to_json(self.plan))
@@ -199,11 +198,10 @@ class Quantizer:
         write_beside(self.output, done.to_json(self.plan))
         return self._result(done, started, was_done=True)
 
-    def _finished_manifest(self, work: _Work, hashes: InputHashes) -> Manifest:
-        found = hashes.result()
+    def _finished_manifest(self, work: _Work) -> Manifest:
         return replace(
             self._manifest,
-            input_sha256=tuple(found) if self.hash_inputs else self._manifest.input_sha256,
+            input_sha256=tuple(work.input_sha256) if self.hash_inputs else self._manifest.input_sha256,
             data_sha256=work.sha256.hexdigest(),
             tensor_errors=tuple(work.errors),
         )
@@ -283,8 +281,9 @@ class _Work:
         self._start = len(plan.header)  # of the data section
         self._todo = plan.tensors
         self._error = TensorError()
-        self._flusher = Flusher(partial, drop=files.drops_cache)
+        self._flusher = Flusher(partial, plan.output_bytes, drop=files.drops_cache)
         self.sha256 = hashlib.sha256()  # of the data section so far
+        self.input_sha256: list[str] = []  # known once everything is written
         self.errors: list[float] = []
 
     def take_over(self, finished: list[Finished]) -> int:
@@ -342,6 +341,9 @@ class _Work:
                     self._meter.advance(chunk.source_bytes, chunk.tensor.name, is_last=chunk.is_last)
                 for write in writes:
                     write.result()
+                self._flusher.written(self._plan.output_bytes)
+                self._files.check_unchanged()
+                self.input_sha256 = self._hashes.result()  # beside the last flush
                 self._flusher.wait()
             finally:
                 encoding.shutdown(wait=False, cancel_futures=True)
@@ -361,7 +363,7 @@ class _Work:
         """Write a chunk; in the writing thread, in the order of the file."""
         offset = self._start + chunk.target_offset
         self._partial.write(encoded.blocks, offset)
-        self.sha256.update(encoded.blocks.data)
+        self.sha256.update(encoded.blocks)
         self._error.add(encoded.loss)
         end = offset + len(encoded.blocks)
         self._flusher.written(end)

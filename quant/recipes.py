@@ -12,9 +12,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from runtime._native import quantize_rows, type_traits
+from runtime._native import new_buffer, quantize_rows, type_traits
 from runtime.errors import RequestError
 
 F32, F16, BF16 = 0, 1, 30
@@ -175,7 +173,7 @@ _ALIASES = {"MXFP4": "MXFP4_MOE"}
 @functools.cache
 def has_encoder(type_id: int) -> bool:
     """Say whether the native core can write this type."""
-    nothing = np.empty(0, np.uint8)
+    nothing = new_buffer(0)
     try:
         quantize_rows(nothing, F32, 0, type_traits(type_id)[1], type_id, nothing, 1)
     except ValueError:

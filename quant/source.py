@@ -6,21 +6,18 @@ Opening a source reads and checks everything but the weights; those are read in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
-import numpy as np
-
-from quant.gguf_header import DEFAULT_ALIGNMENT, KeyValue
+from quant.gguf_header import DEFAULT_ALIGNMENT, KeyValue, StoredValue
 from quant.input_files import Bytes, InputFiles
 from quant.policy import ModelFacts
 from quant.recipes import F32, Q8_0
 from runtime._native import type_traits
 from runtime.errors import UnsupportedModelError
-from runtime.gguf import MetadataValue, ModelFile, TensorInfo
+from runtime.gguf import ModelFile, TensorInfo
 
 _MAX_LAYERS = 1 << 16
 _MAX_HEADS = 1 << 20
@@ -60,7 +57,9 @@ class ModelSource:
     path: Path  # as the user named it
     files: tuple[Path, ...]  # that hold the weights
     file_sizes: tuple[int, ...]
-    metadata: list[KeyValue]  # without the keys that say how the output is quantized and split
+    metadata: Sequence[
+        KeyValue | StoredValue
+    ]  # without the keys that say how the output is quantized and split
     tensors: dict[str, SourceTensor]
     facts: ModelFacts
     side_files: tuple[Path, ...] = ()  # configuration and tokenizer that were read
@@ -84,7 +83,7 @@ def open_gguf(path: str | os.PathLike[str]) -> ModelSource:
             f"{file.path} holds no tensors (a vocabulary?); there is nothing to quantize"
         )
     kept = [
-        KeyValue(key, cast(str, file.kind(key)), cast(MetadataValue, file.get(key)))
+        StoredValue(key, file.stored(key))
         for key in file.keys()  # noqa: SIM118 - a method, not a dict
         if not key.startswith("split.")
     ]
@@ -138,10 +137,12 @@ def _read_stored(info: TensorInfo, files: InputFiles, first: int, n: int) -> Byt
 
 def _decode_q8_0(blocks: Bytes) -> Bytes:
     """Blocks of 34 bytes (a scale in F16, 32 signed bytes) to F32, exactly as every reader of the format does."""
-    table = blocks.reshape(-1, 34)
+    import numpy as np  # noqa: PLC0415 - only for such sources
+
+    table = np.frombuffer(blocks, np.uint8).reshape(-1, 34)
     scales = table[:, :2].copy().view(np.float16).astype(np.float32)  # (n_blocks, 1)
     values = table[:, 2:].view(np.int8).astype(np.float32) * scales  # (n_blocks, 32)
-    return values.reshape(-1).view(np.uint8)
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _facts(file: ModelFile) -> ModelFacts:

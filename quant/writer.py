@@ -18,14 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quant.errors import CannotCreateError, DiskFullError, OutputError, OutputExistsError
 from quant.journal import Finished, Journal
 from runtime.errors import QuantdError
 
 FLUSH_BYTES = 128 << 20  # written bytes that make one flush; as many again may wait while it runs
+_LAST_FLUSH_BYTES = (
+    16 << 20
+)  # flushes become as small towards the end, where nothing is left to do beside them
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _OPEN_TRIES = 8
@@ -113,9 +113,9 @@ class PartialFile:
         with self._failures_named("reading"):
             return os.pread(self._fd, n_bytes, offset)
 
-    def write(self, data: bytes | NDArray[np.uint8], offset: int) -> None:
+    def write(self, data: bytes | memoryview, offset: int) -> None:
         """Write all bytes at this offset."""
-        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        view = memoryview(data)
         with self._failures_named("writing"):
             while view:
                 written = os.pwrite(self._fd, view, offset)
@@ -213,9 +213,10 @@ class PartialFile:
 class Flusher:
     """Brings a partial file to the disk while it is written, one flush at a time; a context manager around its thread."""
 
-    def __init__(self, partial: PartialFile, *, drop: bool) -> None:
+    def __init__(self, partial: PartialFile, size_bytes: int, *, drop: bool) -> None:
         """`drop`: the page cache of what is on the disk is given back."""
         self._partial = partial
+        self._size_bytes = size_bytes
         self._drop = drop
         self._pool = ThreadPoolExecutor(1, "quantize-flush")
         self._under_way: Future[None] | None = None
@@ -230,8 +231,9 @@ class Flusher:
         self._pool.shutdown()
 
     def written(self, end: int) -> None:
-        """The file is written up to `end`: flush it once that is FLUSH_BYTES more, after the flush before has ended."""
-        if end - self._flushed < FLUSH_BYTES:
+        """The file is written up to `end`: flush it once that is enough more, after the flush before has ended."""
+        enough = min(FLUSH_BYTES, max((self._size_bytes - end) // 2, _LAST_FLUSH_BYTES))
+        if end - self._flushed < enough and end < self._size_bytes:
             return
         self.wait()
         begin, self._flushed = self._flushed, end

@@ -5,6 +5,7 @@ from os import PathLike
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+from _typeshed import ReadableBuffer, WriteableBuffer
 from numpy.typing import NDArray
 
 # --- GGUF files (bind_gguf.cpp) ---------------------------------------------------------------------------------
@@ -42,6 +43,9 @@ class GgufFile:
 
     def offset(self, key: str) -> int:
         """Return the byte of the file at which the value lies."""
+
+    def stored(self, key: str) -> bytes:
+        """Return the value as it stands in the file: id of its kind (of an array: array, kind and number of elements), bytes."""
 
     def tensors(self) -> list[tuple[str, int, tuple[int, ...], int, int]]:
         """Return (name, type id, shape with the row length first, absolute offset, n_bytes) in file order."""
@@ -145,12 +149,12 @@ def soft_cap(level: str, x: Floats, scale: float, cap: float) -> Floats:
 # --- Block encoders of the quantizer (bind_quantize.cpp) ----------------------------------------------------------
 
 def quantize_rows(
-    source: NDArray[np.uint8],
+    source: ReadableBuffer,
     source_type: int,
     n_rows: int,
     n_cols: int,
     target_type: int,
-    out: NDArray[np.uint8],
+    out: WriteableBuffer,
     n_threads: int,
     level: str | None = None,
     importance: Floats | None = None,
@@ -165,12 +169,12 @@ def quantize_rows(
     """
 
 def encoding_loss(
-    source: NDArray[np.uint8],
+    source: ReadableBuffer,
     source_type: int,
     n_rows: int,
     n_cols: int,
     target_type: int,
-    out: NDArray[np.uint8],
+    out: ReadableBuffer,
     first_row: int,
     every_rows: int,
     level: str | None = None,
@@ -180,6 +184,12 @@ def encoding_loss(
     Gives (sum of squared differences, sum of squared values) in float64, the same bits at every CPU level.  source and
     out as in quantize_rows; ValueError as there.
     """
+
+def find_not_finite(source: ReadableBuffer, source_type: int) -> int:
+    """Return the first element of F32, F16 or BF16 that is an infinity or a NaN, -1 where there is none; without the GIL."""
+
+def new_buffer(n_bytes: int) -> memoryview:
+    """Return n_bytes writable bytes of no particular value; the memory is kept for the next one, at most 32 MiB of it."""
 
 # --- Error feedback of the quantizer (bind_feedback.cpp) -----------------------------------------------------------
 
@@ -196,11 +206,11 @@ class FeedbackFactors:
     def n_cols(self) -> int: ...
 
 def feed_back(
-    source: NDArray[np.uint8],
+    source: ReadableBuffer,
     source_type: int,
     n_rows: int,
     target_type: int,
-    out: NDArray[np.uint8],
+    out: WriteableBuffer,
     factors: FeedbackFactors,
     n_threads: int,
     level: str | None = None,

@@ -12,13 +12,14 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TypeAlias, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NoReturn, TypeAlias, cast
 
 from runtime._native import GgufFile, type_traits
 from runtime.errors import ModelChangedError, ModelFormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MetadataValue: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
 
@@ -112,6 +113,10 @@ class ModelFile:
     def get(self, key: str, default: MetadataValue | None = None) -> MetadataValue | None:
         """Return a value as it is, `default` when the key is absent."""
         return self._metadata.get(key) if key in self._keys else default
+
+    def stored(self, key: str) -> bytes:
+        """Return a value as it stands in the file, its kind before it (GGUF v2 and v3); KeyError when the key is absent."""
+        return self._metadata.stored(key)
 
     def head(self, key: str, max_elements: int) -> MetadataValue | None:
         """Return a value as it is, of an array only the first elements; None when the key is absent."""

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from daemon.cli.shared import print_table
+
 if TYPE_CHECKING:
     from quant.progress import Progress
     from quant.quantizer import QuantizeResult
@@ -102,32 +106,17 @@ def result_facts(result: QuantizeResult, divergence: dict[str, Any] | None) -> d
 
 def print_summary(result: QuantizeResult) -> None:
     """The result for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
     if result.was_done:
-        console.print(
-            f"{result.output} is there already, of the same inputs and options; nothing to do",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        click.echo(f"{result.output} is there already, of the same inputs and options; nothing to do")
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("type")
-    table.add_column("tensors", justify="right")
-    table.add_column("size", justify="right")
-    for name, (count, size) in result.types.items():
-        table.add_row(name, str(count), mib(size))
-    console.print(table)
-    console.print(
+    rows = [[name, str(count), mib(size)] for name, (count, size) in result.types.items()]
+    print_table(["type", "tensors", "size"], rows, ("tensors", "size"))
+    click.echo(
         f"{mib(result.source_bytes)} -> {mib(result.output_bytes)}, {result.bits_per_weight:.2f} bits per weight, "
         f"{result.recipe}, {result.seconds:.1f} s"
-        + (f", {result.resumed_tensors} tensors of an earlier run" if result.resumed_tensors else ""),
-        highlight=False,
+        + (f", {result.resumed_tensors} tensors of an earlier run" if result.resumed_tensors else "")
     )
-    console.print(str(result.output), markup=False, highlight=False, soft_wrap=True)
+    click.echo(str(result.output))
 
 
 def mib(n_bytes: int) -> str:

@@ -135,7 +135,7 @@ def _source_tensor(output: OutputTensor, folder: Path) -> SourceTensor:
 
     def read(files: InputFiles, first: int, n: int) -> Bytes:
         rows = view.read(files, first // n_cols, n // n_cols)
-        return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
     return SourceTensor(
         name=output.name,

@@ -86,7 +86,7 @@ class Stored:
     def read(self, files: InputFiles, first: int, n: int) -> Rows:
         row_bytes = self.n_cols * DTYPES[self.tensor.dtype][1]
         data = files.read(self.tensor.file, self.tensor.offset + first * row_bytes, n * row_bytes)
-        return data.view(_NUMPY[self.type_id]).reshape(n, self.n_cols)
+        return np.frombuffer(data, _NUMPY[self.type_id]).reshape(n, self.n_cols)
 
 
 @dataclass(frozen=True, slots=True)

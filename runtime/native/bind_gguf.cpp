@@ -117,6 +117,15 @@ uint64_t length(const GgufFile& file, std::string_view key) { return require_key
 // Byte of the file at which the value lies.
 uint64_t offset(const GgufFile& file, std::string_view key) { return require_key(file, key).offset; }
 
+// The value with its kind, as it stands in the file.
+nb::bytes stored(const GgufFile& file, std::string_view key) {
+    const KeyValue& value = require_key(file, key);
+    const std::span<const uint8_t> bytes = file.stored(value);
+    nb::bytes out(bytes.data(), bytes.size());
+    file.check_unchanged(value);
+    return out;
+}
+
 nb::list keys(const GgufFile& file) {
     nb::list out;
     for (const KeyValue& value : file.key_values()) out.append(steal_or_throw(new_text(value.key)));
@@ -191,6 +200,7 @@ void init_gguf(nb::module_& m) {
         .def("get", &get, "key"_a, "max_elements"_a = nb::none())
         .def("length", &length, "key"_a)
         .def("offset", &offset, "key"_a)
+        .def("stored", &stored, "key"_a)
         .def("tensors", &tensors)
         .def("data", &data, "name"_a)
         .def("resident_bytes", &GgufFile::resident_bytes, nb::call_guard<nb::gil_scoped_release>())

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "bindings.h"
+#include "buffers.h"
 #include "quantize.h"
 
 namespace nb = nanobind;
@@ -99,6 +100,26 @@ std::tuple<double, double> encoding_loss_checked(const SourceBytes& source, uint
     return {loss.lost, loss.whole};
 }
 
+int64_t find_not_finite_checked(const SourceBytes& source, uint32_t source_type) {
+    const TypeTraits& traits = type_traits(source_type);
+    if (traits.block_elements != 1 || source.size() % static_cast<size_t>(traits.block_bytes) != 0) {
+        throw std::invalid_argument("source must be whole elements of F32, F16 or BF16");
+    }
+    const auto n = static_cast<int64_t>(source.size() / static_cast<size_t>(traits.block_bytes));
+    nb::gil_scoped_release unlocked;
+    return find_not_finite(source.data(), static_cast<Type>(source_type), n);
+}
+
+// (n_bytes) writable bytes of no particular value.  A memoryview, so that whoever only passes bytes on need
+// not import NumPy.
+using Buffer = nb::ndarray<nb::memview, uint8_t, nb::ndim<1>>;
+
+Buffer new_buffer(size_t n_bytes) {
+    void* memory = take_buffer(n_bytes);
+    nb::capsule owner(memory, [](void* p) noexcept { give_back_buffer(p); });
+    return Buffer(memory, {n_bytes}, owner);
+}
+
 }  // namespace
 
 void init_quantize(nb::module_& m) {
@@ -117,6 +138,10 @@ void init_quantize(nb::module_& m) {
           "Compare rows first_row, first_row + every_rows, ... with their blocks, without the GIL: (sum of "
           "squared\n"
           "differences, sum of squared values), the same bits at every level.");
+    m.def("find_not_finite", &find_not_finite_checked, nb::arg("source").noconvert(), nb::arg("source_type"),
+          "The first element that is an infinity or a NaN, without the GIL; -1: none.");
+    m.def("new_buffer", &new_buffer, nb::arg("n_bytes"),
+          "A writable memoryview of n_bytes, not initialized.");
 }
 
 }  // namespace quantd

@@ -63,6 +63,7 @@ bool has_avx512vnni() {
 
 void add_avx2(Kernels& table) {
     table.level = "avx2";
+    avx2::add_dequantize(table);
     avx2::add_matmul(table);
     avx2::add_matmul_q8_32(table);
     avx2::add_matmul_q8_256(table);

@@ -135,6 +135,13 @@ class GgufFile {
         }
     }
 
+    // A value as it stands in the file: the id of its kind (of an array: of the array, of its elements, and
+    // how many they are), then its bytes.  The view lies in the mapping.
+    std::span<const uint8_t> stored(const KeyValue& value) const {
+        const uint64_t begin = value.offset - (value.kind == Kind::ARRAY ? kArrayPrefixBytes : kPrefixBytes);
+        return bytes_.subspan(begin, value.end - begin);
+    }
+
     // Bytes of the mapping that lie in memory now, whole pages.
     uint64_t resident_bytes() const;
 
@@ -150,6 +157,8 @@ class GgufFile {
     void check_unchanged(const KeyValue& value) const;
 
   private:
+    static constexpr uint64_t kPrefixBytes = 4, kArrayPrefixBytes = 16;
+
     friend class GgufParser;
     GgufFile() = default;
     std::string_view string_at(const KeyValue& value, uint64_t position) const;

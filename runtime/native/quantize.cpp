@@ -165,6 +165,20 @@ void add_loss(const float* x, const float* y, int64_t n, double* lost_sums, doub
 
 }  // namespace
 
+int64_t find_not_finite(const uint8_t* source, Type source_type, int64_t n) {
+    const encode::LoadFn load = encode::loader_of(encode::encoders_for(nullptr), source_type);
+    const int64_t element_bytes = type_traits(source_type).block_bytes;
+    constexpr uint32_t kInfinity = 0x7f800000;
+    alignas(64) float x[kTaskElements];
+    for (int64_t begin = 0; begin < n; begin += kTaskElements) {
+        const int64_t n_here = std::min(kTaskElements, n - begin);
+        if (load(source + begin * element_bytes, x, n_here) < kInfinity) continue;
+        return begin +
+               (std::find_if_not(x, x + n_here, [](float value) { return std::isfinite(value); }) - x);
+    }
+    return -1;
+}
+
 EncodingLoss encoding_loss(const QuantizeRows& job, int64_t first_row, int64_t every_rows) {
     const DefaultFloatMode float_mode;
     const encode::Encoders& encoders = encode::encoders_for(job.level);

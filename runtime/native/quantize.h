@@ -33,6 +33,10 @@ struct QuantizeFault {
 // Throws std::invalid_argument for types without a loader or encoder, an unknown level and a bad importance.
 QuantizeFault quantize_rows(const QuantizeRows& job);
 
+// The first of n elements that is an infinity or a NaN; -1: none.  Throws std::invalid_argument for a type
+// that is not F32, F16 or BF16.
+int64_t find_not_finite(const uint8_t* source, Type source_type, int64_t n);
+
 // What encoding lost: sums over all elements of the rows that were looked at.
 struct EncodingLoss {
     double lost = 0.0;   // squares of the differences

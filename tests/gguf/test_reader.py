@@ -12,6 +12,7 @@ import gguf as oracle
 import numpy as np
 import pytest
 
+from quant.gguf_header import KeyValue, StoredValue, encode_metadata
 from runtime._native import GgufFile, type_traits
 from runtime.errors import ModelChangedError, ModelFormatError
 from runtime.gguf import ModelFile
@@ -87,6 +88,17 @@ def check_against_oracle(path) -> None:
         assert (name, type_id, list(shape)) == (tensor.name, tensor.tensor_type, tensor.shape.tolist())
         assert (offset, n_bytes) == (tensor.data_offset, tensor.n_bytes)
         np.testing.assert_array_equal(file.data(name), tensor.data.view(np.uint8).reshape(-1))
+
+
+def test_values_stand_as_they_would_be_written(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_with_oracle(path)
+    file = ModelFile.open(path)
+    for key in file.keys():
+        entry = KeyValue(key, file.kind(key), file.get(key))
+        assert encode_metadata([StoredValue(key, file.stored(key))]) == encode_metadata([entry]), key
+    with pytest.raises(KeyError):
+        file.stored("absent")
 
 
 def test_agrees_with_the_writer(tmp_path):

@@ -60,6 +60,22 @@ def test_any_offers_give_the_hash_of_the_file(files, order, room_bytes, monkeypa
         assert hashes.result() == wanted(files)
 
 
+def test_whoever_reads_in_order_is_waited_for(tmp_path, monkeypatch):
+    """Nothing is read a second time as long as what comes next is offered, however little room there is."""
+    path = tmp_path / "large.bin"
+    path.write_bytes(np.random.default_rng(1).bytes(24 << 20))
+    raw = memoryview(path.read_bytes())
+    monkeypatch.setattr(checksums, "_OFFERED_BYTES", 2 << 20)
+    monkeypatch.setattr(checksums, "_OFFER_WAIT_S", 60.0)
+    reads = []
+    monkeypatch.setattr(checksums.os, "preadv", lambda fd, into, at: reads.append(at) or len(into[0]))
+    with InputHashes([path], 1, drop_cache=False) as hashes:
+        for start in range(0, len(raw), 1 << 20):
+            hashes.offer(0, start, raw[start : start + (1 << 20)])
+        assert hashes.result() == wanted([path])
+    assert reads == []
+
+
 def test_what_is_offered_is_what_counts(files):
     """The hash is that of the bytes that were used, not of a second look at the file."""
     used = np.frombuffer(files[0].read_bytes(), np.uint8).copy()

@@ -47,7 +47,7 @@ def read(source, name):
     tensor = source.tensors[name]
     with InputFiles(source.files, source.file_sizes) as files:
         raw = tensor.read(files, 0, tensor.n_elements)
-    return raw.view(np.float32).reshape(tuple(reversed(tensor.shape)))
+    return np.frombuffer(raw, np.float32).reshape(tuple(reversed(tensor.shape)))
 
 
 @pytest.mark.parametrize("name", families.CONFIGS)

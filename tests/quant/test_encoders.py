@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 
-from runtime._native import encoding_loss, quantize_rows
+from runtime._native import encoding_loss, find_not_finite, new_buffer, quantize_rows
 from tests.quant.helpers import decode, encode, row_bytes, weighted_error
 
 TARGETS = [
@@ -299,3 +299,23 @@ def test_loss_of_no_rows_and_of_wrong_arguments():
         encoding_loss(raw, int(T.F32), 2, 256, int(T.Q4_K), blocks[:10], 0, 1)
     with pytest.raises(ValueError, match="source type"):
         encoding_loss(blocks, int(T.Q4_K), 2, 256, int(T.Q4_K), blocks, 0, 1)
+
+
+def test_find_not_finite():
+    for dtype, type_id in ((np.float32, T.F32), (np.float16, T.F16)):
+        x = np.ones(5000, dtype)
+        assert find_not_finite(x.view(np.uint8), type_id) == -1
+        x[[3000, 4000]] = np.nan, np.inf
+        assert find_not_finite(x.view(np.uint8), type_id) == 3000
+        with pytest.raises(ValueError, match="whole elements"):
+            find_not_finite(x.view(np.uint8)[:-1], type_id)
+    with pytest.raises(ValueError, match="whole elements"):
+        find_not_finite(np.zeros(34, np.uint8), T.Q8_0)
+
+
+def test_new_buffer():
+    for n_bytes in (0, 1, 5_000_000):
+        buffer = new_buffer(n_bytes)
+        assert (buffer.nbytes, buffer.readonly, buffer.format, buffer.ndim) == (n_bytes, False, "B", 1)
+        buffer[:] = bytes(n_bytes)
+        assert bytes(buffer) == bytes(n_bytes)

@@ -40,6 +40,7 @@ void merge_attention(const AttentionMerge& args);
 }  // namespace quantd::scalar
 
 namespace quantd::avx2 {
+void add_dequantize(Kernels& table);
 void add_matmul(Kernels& table);
 void add_matmul_q8_32(Kernels& table);
 void add_matmul_q8_256(Kernels& table);

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "buffers.h"
 #include "kernels.h"
 #include "quantize.h"
 #include "tests/check.h"
@@ -128,10 +129,47 @@ void test_faults_name_their_element() {
                                 out.data(), 1, "no such level"}));
 }
 
+void test_the_first_element_that_is_not_finite() {
+    std::vector<float> x(5000, 1.0f);
+    const auto* bytes = reinterpret_cast<const uint8_t*>(x.data());
+    CHECK(find_not_finite(bytes, Type::F32, 5000) == -1);
+    CHECK(find_not_finite(bytes, Type::F32, 0) == -1);
+    x[4999] = std::numeric_limits<float>::infinity();
+    CHECK(find_not_finite(bytes, Type::F32, 4999) == -1);
+    CHECK(find_not_finite(bytes, Type::F32, 5000) == 4999);
+    x[2049] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(find_not_finite(bytes, Type::F32, 5000) == 2049);
+    CHECK_THROWS(std::invalid_argument, find_not_finite(bytes, Type::Q8_0, 1));
+}
+
+void test_buffers_come_back() {
+    constexpr size_t kSize = size_t{3} << 20;
+    void* first = take_buffer(kSize);
+    CHECK(reinterpret_cast<uintptr_t>(first) % 64 == 0);
+    std::memset(first, 1, kSize);
+    give_back_buffer(first);
+    void* again = take_buffer(kSize - 1000);
+    CHECK(again == first);
+    void* other = take_buffer(kSize);
+    CHECK(other != again);
+    std::memset(other, 2, kSize);
+    give_back_buffer(again);
+    void* small = take_buffer(10);  // not the large one
+    CHECK(small != again);
+    give_back_buffer(small);
+    give_back_buffer(other);
+    std::vector<void*> many;
+    for (int i = 0; i < 20; ++i) many.push_back(take_buffer(kSize));  // more than is kept
+    for (void* one : many) give_back_buffer(one);
+    CHECK_THROWS(std::bad_alloc, take_buffer(SIZE_MAX));
+}
+
 }  // namespace
 }  // namespace quantd
 
 int main() {
+    quantd::test_the_first_element_that_is_not_finite();
+    quantd::test_buffers_come_back();
     quantd::test_values_levels_and_threads();
     quantd::test_faults_name_their_element();
     return quantd::test::finish("encode");
