@@ -53,7 +53,7 @@ struct Kernel {
     static constexpr int kOffsetBits = Format::kSigned ? 7 : Format::kOffsetBits;
     static_assert(4 * kSteps <= Format::kScaleElements);
     static constexpr int64_t kTileQs = 256, kTileBytes = kTileQs + kTailBytes;
-    static constexpr int64_t kTileStarts = kTileQs + kTailPairSums;  // in place of the sums of words
+    static constexpr int64_t kTileStarts = kTileQs + kTailOffsets;  // in place of those of words
 
     // Of the header's scales, panels hold one signed word or dword a lane.
     struct Panel {
