@@ -206,17 +206,17 @@ template <int kRows, int kSteps>
 
 #if defined(__AVXVNNI__)
 // sum[half][row] += the products of unsigned weight bytes over kSteps steps of four elements, for two panels.
-// weight[half]: kSteps vectors; act: kSteps dwords of row 0, those of the next row act_stride bytes on.
+// weight[half]: kSteps vectors; act[row] + offset: kSteps dwords.
 template <int kRows, int kSteps>
 [[gnu::always_inline]] inline void multiply_bytes(const __m256i* weight0, const __m256i* weight1,
-                                                  const uint8_t* act, int64_t act_stride,
+                                                  const uint8_t* const* act, int64_t offset,
                                                   __m256i (&sum)[2][kRows]) {
 #pragma GCC unroll 8
     for (int step = 0; step < kSteps; ++step) {
         const __m256i first = weight0[step], second = weight1[step];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-            const __m256i a = broadcast32(act + r * act_stride + 4 * step);
+            const __m256i a = broadcast32(act[r] + offset + 4 * step);
             sum[0][r] = _mm256_dpbusd_avx_epi32(sum[0][r], first, a);
             sum[1][r] = _mm256_dpbusd_avx_epi32(sum[1][r], second, a);
         }

@@ -52,17 +52,18 @@ struct Kernel {
     static constexpr bool kWords = 4 * kSteps * kLargest * 127 < 1 << 15;
     static constexpr int kOffsetBits = Format::kSigned ? 7 : Format::kOffsetBits;
     static_assert(4 * kSteps <= Format::kScaleElements);
-    static constexpr int64_t kTileQs = 256, kTileBytes = kTileQs + kTailBytes;
-    static constexpr int64_t kTileStarts = kTileQs + kTailOffsets;  // in place of those of words
-
+    static_assert(kGroupOrder[1] == 2 && kGroupOrder[3] == kGroupOrder[2] + 2 &&
+                  kGroupOrder[5] == kGroupOrder[4] + 2 && kGroupOrder[7] == kGroupOrder[6] + 2);
     // Of the header's scales, panels hold one signed word or dword a lane.
     struct Panel {
         __m256i q[64];
         typename Format::Header header;
     };
-    // Each row: quants in natural order, then the tail of its block with the beginnings of the sums in it.
+    // Activation rows where they lie, and what the sums of each begin with.
     struct Tile {
-        alignas(64) uint8_t bytes[kTileRows * kTileBytes];
+        const uint8_t* block;
+        int64_t row_bytes;
+        alignas(32) int32_t starts[kTileRows][kOffsetBits > 0 ? kParts : 1];
     };
 
     static int64_t n_blocks(int64_t n_in) { return n_in / kQ256; }
@@ -78,19 +79,16 @@ struct Kernel {
     }
 
     static void pack(const MatmulArgs& args, int64_t first, int64_t n, int64_t at, Tile& tile) {
-        for (int64_t r = 0; r < n; ++r) {
-            const uint8_t* block = args.act + (first + r) * args.act_stride + at * kActBytes;
-            uint8_t* out = tile.bytes + r * kTileBytes;
-            for (int group = 0; group < 8; ++group)
-                __builtin_memcpy(out + 32 * group, block + 32 * kGroupOrder[group], 32);
-            __builtin_memcpy(out + kTileQs, block + kActTail, kTailBytes);
-            if constexpr (kOffsetBits > 0) {
-                static_assert(kParts == 16 || kParts == 8);
-                const uint8_t* sums = block + kActTail + (kParts == 16 ? kTailSums : kTailGroupSums);
+        tile.block = args.act + first * args.act_stride + at * kActBytes;
+        tile.row_bytes = args.act_stride;
+        if constexpr (kOffsetBits > 0) {
+            static_assert(kParts == 16 || kParts == 8);
+            const uint8_t* sums = tile.block + kActTail + (kParts == 16 ? kTailSums : kTailGroupSums);
+            for (int64_t r = 0; r < n; ++r, sums += tile.row_bytes) {
                 for (int v = 0; v < kParts / 8; ++v) {
                     const __m256i added =
                         _mm256_slli_epi32(_mm256_cvtepi16_epi32(load128(sums + 16 * v)), kOffsetBits);
-                    _mm256_store_si256(reinterpret_cast<__m256i*>(out + kTileStarts + 32 * v),
+                    _mm256_store_si256(reinterpret_cast<__m256i*>(tile.starts[r] + 8 * v),
                                        _mm256_sub_epi32(_mm256_setzero_si256(), added));
                 }
             }
@@ -104,26 +102,26 @@ struct Kernel {
         __m256i sum[2][kRows];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sum[0][r] = sum[1][r] = _mm256_setzero_si256();
-        constexpr int kChunks = 4;  // one after the other: each time GCC copies the sums
         int64_t asked = 0;
 #pragma GCC unroll 1
-        for (int chunk = 0; chunk < kChunks; ++chunk) {
+        for (int chunk = 0; chunk < 4; ++chunk) {  // of 64 elements; GCC copies all sums after each
+            const uint8_t* act[kRows];
+            act_rows<kRows>(tile.block + kQ32 * kGroupOrder[2 * chunk], tile.row_bytes, act);
 #pragma GCC unroll 4
-            for (int i = 0; i < kParts / kChunks; ++i) {
-                const int at = kParts / kChunks * chunk + i;
-                const int scale =
-                    64 / Format::kScaleElements * chunk + i * kSteps * 4 / Format::kScaleElements;
+            for (int element = 0; element < 64; element += 4 * kSteps) {
+                const int at = 16 * chunk + element / 4;  // vector of the panel
                 __m256i part[2][kRows];
 #pragma GCC unroll 4
                 for (int r = 0; r < kRows; ++r) {
-                    const uint8_t* start = tile.bytes + r * kTileBytes + kTileStarts + 4 * at;
-                    part[0][r] = part[1][r] = kOffsetBits > 0 ? broadcast32(start) : _mm256_setzero_si256();
+                    part[0][r] = part[1][r] =
+                        kOffsetBits > 0 ? broadcast32(tile.starts[r] + at / kSteps) : _mm256_setzero_si256();
                 }
-                multiply_bytes<kRows, kSteps>(two[0].q + kSteps * at, two[1].q + kSteps * at,
-                                              tile.bytes + 4 * kSteps * at, kTileBytes, part);
+                // The second group of 32 of a chunk lies behind the first one of another.
+                multiply_bytes<kRows, kSteps>(two[0].q + at, two[1].q + at, act,
+                                              element / 32 * 64 + element % 32, part);
 #pragma GCC unroll 2
                 for (int half = 0; half < 2; ++half) {
-                    const __m256i factor = two[half].header.scale[scale];
+                    const __m256i factor = two[half].header.scale[4 * at / Format::kScaleElements];
 #pragma GCC unroll 4
                     for (int r = 0; r < kRows; ++r) {
                         sum[half][r] = kWords ? add_products(sum[half][r], part[half][r], factor)
@@ -133,11 +131,11 @@ struct Kernel {
                     }
                 }
             }
-            asked = prefetch_part<kBlockBytes>(ahead, asked, chunk, kChunks);
+            asked = prefetch_part<kBlockBytes>(ahead, asked, chunk, 4);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-            const uint8_t* tail = tile.bytes + r * kTileBytes + kTileQs;
+            const uint8_t* tail = tile.block + kActTail + r * tile.row_bytes;
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half) {
                 float* out = acc + r * kPanelRows + half * kLanes;

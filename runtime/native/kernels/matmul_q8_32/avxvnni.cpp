@@ -44,18 +44,19 @@ struct Kernel {
     static constexpr int64_t kPanelRows = 64;
     static constexpr bool kHasOffset = Format::kOffset != 0;
     static_assert(!Format::kSigned && !(kHasOffset && Format::kHasMin));
-    static constexpr int64_t kTileScales = kUnitBlocks * kQ32, kTileSums = kTileScales + 32,
-                             kTileBytes = kTileSums + 32;
     struct Panel {
         __m256i q[kUnitBlocks * 8];
         __m256 d[kUnitBlocks];
         __m256 min[Format::kHasMin ? kUnitBlocks : 1];
     };
-    // Each row: quants, scales, and their sums as floats; of a type with an offset the beginnings of the sums
-    // as integers.
+    // Activation rows where they lie, and what the sums of each begin with.
     struct Tile {
-        alignas(64) uint8_t bytes[kTileRows * kTileBytes];
+        const uint8_t* quants;  // of the unit's first block in the first row
+        const uint8_t* scales;  // floats, one a block
+        int64_t sums_offset;    // from the scales to the sums
+        int64_t row_bytes;
         int64_t n_blocks;  // 1 to kUnitBlocks
+        int32_t starts[kTileRows][kUnitBlocks];
     };
 
     static int64_t n_blocks(int64_t n_in) { return n_units(n_in); }
@@ -71,19 +72,20 @@ struct Kernel {
     }
 
     static void pack(const MatmulArgs& args, int64_t first, int64_t n, int64_t at, Tile& tile) {
-        const int64_t count = tile.n_blocks = blocks_of(args.n_in, at);
-        const int64_t begin = at * kUnitBlocks, row_blocks = args.n_in / kQ32;
-        for (int64_t r = 0; r < n; ++r) {
-            const uint8_t* row = args.act + (first + r) * args.act_stride;
-            uint8_t* out = tile.bytes + r * kTileBytes;
-            for (int64_t b = 0; b < count; ++b) {
-                __builtin_memcpy(out + b * kQ32, row + (begin + b) * kQ32, kQ32);
-                __builtin_memcpy(out + kTileScales + 4 * b, row + args.n_in + (begin + b) * 4, 4);
-                float sum;
-                __builtin_memcpy(&sum, row + args.n_in + (row_blocks + begin + b) * 4, 4);
-                const int32_t start = -Format::kOffset * static_cast<int32_t>(sum);
-                __builtin_memcpy(out + kTileSums + 4 * b,
-                                 kHasOffset ? static_cast<const void*>(&start) : &sum, 4);
+        const uint8_t* row = args.act + first * args.act_stride;
+        tile.quants = row + at * kUnitBlocks * kQ32;
+        tile.scales = row + args.n_in + at * kUnitBlocks * 4;
+        tile.sums_offset = args.n_in / kQ32 * 4;
+        tile.row_bytes = args.act_stride;
+        tile.n_blocks = blocks_of(args.n_in, at);
+        if constexpr (kHasOffset) {
+            for (int64_t r = 0; r < n; ++r) {
+                const uint8_t* sums = tile.scales + tile.sums_offset + r * tile.row_bytes;
+                for (int64_t b = 0; b < tile.n_blocks; ++b) {
+                    float sum;
+                    __builtin_memcpy(&sum, sums + 4 * b, 4);
+                    tile.starts[r][b] = -Format::kOffset * static_cast<int32_t>(sum);
+                }
             }
         }
     }
@@ -101,26 +103,25 @@ struct Kernel {
         }
 #pragma GCC unroll 1
         for (int64_t b = 0; b < tile.n_blocks; ++b) {
+            const uint8_t* act[kRows];
+            act_rows<kRows>(tile.quants + b * kQ32, tile.row_bytes, act);
             __m256i sum[2][kRows];
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
-                sum[0][r] = sum[1][r] = kHasOffset
-                                            ? broadcast32(tile.bytes + r * kTileBytes + kTileSums + 4 * b)
-                                            : _mm256_setzero_si256();
+                sum[0][r] = sum[1][r] = kHasOffset ? broadcast32(tile.starts[r] + b) : _mm256_setzero_si256();
             }
-            multiply_bytes<kRows, 8>(two[0].q + 8 * b, two[1].q + 8 * b, tile.bytes + kQ32 * b, kTileBytes,
-                                     sum);
+            multiply_bytes<kRows, 8>(two[0].q + 8 * b, two[1].q + 8 * b, act, 0, sum);
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
-                const uint8_t* row = tile.bytes + r * kTileBytes + 4 * b;
-                const __m256 scale = broadcast_float(row + kTileScales);
+                const uint8_t* at = tile.scales + r * tile.row_bytes + 4 * b;
+                const __m256 scale = broadcast_float(at);
 #pragma GCC unroll 2
                 for (int half = 0; half < 2; ++half) {
                     acc[half][r] = _mm256_fmadd_ps(_mm256_mul_ps(two[half].d[b], scale),
                                                    _mm256_cvtepi32_ps(sum[half][r]), acc[half][r]);
                     if constexpr (Format::kHasMin) {
                         acc[half][r] = _mm256_fmadd_ps(_mm256_mul_ps(two[half].min[b], scale),
-                                                       broadcast_float(row + kTileSums), acc[half][r]);
+                                                       broadcast_float(at + tile.sums_offset), acc[half][r]);
                     }
                 }
             }
