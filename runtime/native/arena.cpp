@@ -1,16 +1,11 @@
 #include "arena.h"
 
-#include <cerrno>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include <sys/mman.h>
 #include <unistd.h>
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23  // Linux 5.14; older headers lack the name, older kernels answer EINVAL
-#endif
 
 namespace quantd {
 namespace {
@@ -30,10 +25,11 @@ void require_range(const char* name, int64_t value, int64_t low, int64_t high) {
 }
 
 // Gives every page of the mapping its memory now: an out-of-memory shows at start and not in a request.
+//
+// By touching it, and not by MADV_POPULATE_WRITE: that holds the lock of the whole address space while it
+// clears pages, and the imports beside it, which map libraries and memory all the time, wait.  A fault locks
+// its own mapping only.
 void populate(uint8_t* base, int64_t size_bytes) {
-    const auto size = static_cast<size_t>(size_bytes);
-    if (madvise(base, size, MADV_POPULATE_WRITE) == 0) return;
-    if (errno == ENOMEM || errno == EFAULT) throw std::bad_alloc();
     const int64_t step_bytes = sysconf(_SC_PAGESIZE);
     for (int64_t offset = 0; offset < size_bytes; offset += step_bytes) {
         *const_cast<volatile uint8_t*>(base + offset) = 0;
