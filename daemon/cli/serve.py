@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,8 @@ def command(config: Path | None, **flags: Any) -> int:
     # Before the first file is mapped: its guard of SIGBUS stands in front of this, and the other way round a model that is
     # cut would end the process.  Enabled once, it stays as it is.
     faulthandler.enable()
-    from daemon import log
+    # pydantic would read the metadata of every installed package for plugins that nobody wants here.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from daemon.addresses import require_free
     from daemon.config import load
 
@@ -129,8 +131,10 @@ def command(config: Path | None, **flags: Any) -> int:
     # Before the seconds that it takes to import the rest; the daemon itself checks again when it binds.
     for address, what in ((settings.http, "HTTP"), (settings.grpc, "gRPC")):
         require_free(address, what)
+    begun = _begin_load(settings)  # before all other imports, which it runs beside
+    from daemon import log
+
     log.set_up(settings.log_format, settings.log_level)
-    begun = _begin_load(settings)
     from daemon.app import serve
 
     return serve(settings, None if begun is None else begun.load_model)

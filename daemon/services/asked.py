@@ -1,4 +1,8 @@
-"""What the operator asked for, read from the settings: which models there are, which one to serve, and how."""
+"""What the operator asked for, read from the settings: which models there are, which one to serve, and how.
+
+A start asks for a model file before anything else, to load it beside all other imports: what only names need is imported
+where a name is looked up.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.errors import ApiError
-from daemon.services.catalog import Catalog
 from daemon.services.folder import ModelEntry, ModelFolder, entry_of
-from daemon.store.models import ModelStore
 from runtime.memory import RuntimeSettings
 
 if TYPE_CHECKING:
     from daemon.config import Settings
+    from daemon.services.catalog import Catalog
 
 
 def catalog(settings: Settings) -> Catalog:
     """The models that these settings show: those of the folders, and those of the store."""
+    from daemon.services.catalog import Catalog  # noqa: PLC0415
+    from daemon.store.models import ModelStore  # noqa: PLC0415
+
     return Catalog(ModelFolder(settings.models_dir, settings.output_dir), ModelStore(settings.store_folder()))
 
 

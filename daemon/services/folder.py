@@ -9,9 +9,12 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daemon.errors import ApiError
-from daemon.store.manifest import Overrides
+
+if TYPE_CHECKING:
+    from daemon.store.manifest import Overrides
 
 SUFFIX = ".gguf"
 MAX_NAME_BYTES = 200
