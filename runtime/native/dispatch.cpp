@@ -78,6 +78,7 @@ void add_avxvnni(Kernels& table) {
     table.level = "avxvnni";
     avxvnni::add_matmul_q8_32(table);
     avxvnni::add_matmul_q8_256(table);
+    avxvnni::add_attention(table);
 }
 #endif
 

@@ -53,6 +53,7 @@ void add_attention(Kernels& table);
 namespace quantd::avxvnni {
 void add_matmul_q8_32(Kernels& table);
 void add_matmul_q8_256(Kernels& table);
+void add_attention(Kernels& table);
 }  // namespace quantd::avxvnni
 
 namespace quantd::avx512vnni {

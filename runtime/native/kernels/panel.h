@@ -36,6 +36,7 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "kernels/word_products.h"
 
 namespace quantd {
 namespace {
@@ -133,15 +134,6 @@ template <int kRows>
         rows[r] = first + r * stride;
         asm("" : "+r"(rows[r]));
     }
-}
-
-// sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1], of words.
-inline __m256i add_products(__m256i sum, __m256i a, __m256i b) {
-#if defined(__AVXVNNI__)
-    return _mm256_dpwssd_avx_epi32(sum, a, b);
-#else
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-#endif
 }
 
 // Products of four unsigned weight bytes and four signed activations: sums of two, two words a lane.

@@ -373,6 +373,23 @@ void test_attention(const Kernels& kernels, const Kernels& scalar) {
     }
 }
 
+void test_same_attention(const Kernels& kernels, const Kernels& other) {
+    CHECK(kernels.attention != other.attention);
+    for (const KvType type : {KvType::F16, KvType::Q8_0}) {
+        for (const int64_t head_dim : {32, 128}) {
+            for (const int64_t heads : {1, 4, 7}) {
+                for (const int64_t n_positions : {17, 300}) {
+                    const auto q = random_floats(heads * head_dim),
+                               kv = random_floats(2 * n_positions * head_dim);
+                    const auto got = run_attention(kernels, type, 1, heads, head_dim, n_positions, 16, q, kv);
+                    const auto same = run_attention(other, type, 1, heads, head_dim, n_positions, 16, q, kv);
+                    CHECK(std::memcmp(got.data(), same.data(), got.size() * sizeof(float)) == 0);
+                }
+            }
+        }
+    }
+}
+
 void test_halves() {
     for (uint32_t bits = 0; bits < 65536; ++bits) {
         const uint16_t half = static_cast<uint16_t>(bits);
@@ -407,7 +424,10 @@ int main() {
         test_batch_invariance(kernels);
         test_elementwise(kernels, scalar);
         test_attention(kernels, scalar);
-        if (std::strcmp(*level, "avxvnni") == 0) test_same_bits(kernels, kernels_for("avx2"));
+        if (std::strcmp(*level, "avxvnni") == 0) {
+            test_same_bits(kernels, kernels_for("avx2"));
+            test_same_attention(kernels, kernels_for("avx2"));
+        }
     }
     return quantd::test::finish("test_kernels");
 }
