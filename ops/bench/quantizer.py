@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import synthetic
+from others import Others
 from tables import spread
 
 from quant.importance import read_imatrix
@@ -46,11 +47,13 @@ class Run:
     seconds: float
     cpu_seconds: float
     anonymous_bytes: int
+    others_cores: float  # that others kept busy meanwhile, the system's writing to the disk with them
 
 
 def timed(command: list[str]) -> Run:
     """Run a command to its end; subprocess.CalledProcessError with what it said where it fails."""
     with (OUT / "quantizer.log").open("w+", encoding="utf-8") as log:
+        others = Others()
         before = os.times()
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -60,11 +63,12 @@ def timed(command: list[str]) -> Run:
             time.sleep(_POLL_S)
         seconds = time.monotonic() - started
         after = os.times()
+        others_cores = others.cores()
         if process.returncode:
             log.seek(0)
             raise subprocess.CalledProcessError(process.returncode, command, log.read()[-2000:])
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    return Run(seconds, used, peak)
+    return Run(seconds, used, peak, others_cores)
 
 
 def _anonymous_bytes(pid: int) -> int:
@@ -115,11 +119,11 @@ def speed(model: Path, recipes: list[str], arguments: argparse.Namespace) -> Non
                 f"{cpu:.1f}",
                 f"{max(one.anonymous_bytes for one in ours) / 1e6:.0f} MB",
                 f"{max(one.anonymous_bytes for one in theirs) / 1e6:.0f} MB",
+                " and ".join(f"{max(one.others_cores for one in runs):.2f}" for runs in (ours, theirs)),
             ]
         )
-        show(
-            ["recipe", "quantd", "llama-quantize", "ratio", "ratio of CPU time", "our memory", "theirs"], rows
-        )
+        header = ["recipe", "quantd", "llama-quantize", "ratio", "ratio of CPU time", "our memory", "theirs"]
+        show([*header, "others' cores, at most"], rows)
 
 
 def quality(model: Path, recipes: list[str], arguments: argparse.Namespace) -> None:

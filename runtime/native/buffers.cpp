@@ -19,22 +19,32 @@ struct alignas(kAlignment) Header {
     size_t size;  // bytes behind it
 };
 
-std::mutex mutex;  // guards what follows
-std::vector<Header*> kept;
-size_t kept_bytes = 0;
+struct Kept {
+    std::mutex mutex;  // guards what follows
+    std::vector<Header*> buffers;
+    size_t n_bytes = 0;
+};
+
+// Never destroyed: a buffer may come back while the process ends.
+Kept& kept() {
+    static Kept* const all = new Kept;
+    return *all;
+}
 
 // The smallest kept one that is large enough and not twice as large as needed; nullptr: none.
 Header* find_kept(size_t size) {
-    const std::lock_guard lock(mutex);
-    auto best = kept.end();
-    for (auto it = kept.begin(); it != kept.end(); ++it) {
+    Kept& all = kept();
+    const std::lock_guard lock(all.mutex);
+    auto best = all.buffers.end();
+    for (auto it = all.buffers.begin(); it != all.buffers.end(); ++it) {
         const size_t have = (*it)->size;
-        if (have >= size && have <= 2 * size && (best == kept.end() || have < (*best)->size)) best = it;
+        const bool fits = have >= size && have <= 2 * size;
+        if (fits && (best == all.buffers.end() || have < (*best)->size)) best = it;
     }
-    if (best == kept.end()) return nullptr;
+    if (best == all.buffers.end()) return nullptr;
     Header* found = *best;
-    kept.erase(best);
-    kept_bytes -= found->size;
+    all.buffers.erase(best);
+    all.n_bytes -= found->size;
     return found;
 }
 
@@ -54,16 +64,15 @@ void* take_buffer(size_t n_bytes) {
 
 void give_back_buffer(void* memory) noexcept {
     Header* header = static_cast<Header*>(memory) - 1;
-    {
-        const std::lock_guard lock(mutex);
-        if (kept_bytes + header->size <= kMaxKeptBytes) {
-            try {
-                kept.push_back(header);
-                kept_bytes += header->size;
-                return;
-            } catch (const std::bad_alloc&) {  // then it is freed
-            }
+    try {
+        Kept& all = kept();
+        const std::lock_guard lock(all.mutex);
+        if (all.n_bytes + header->size <= kMaxKeptBytes) {
+            all.buffers.push_back(header);
+            all.n_bytes += header->size;
+            return;
         }
+    } catch (const std::bad_alloc&) {  // no room to note it: then it is freed
     }
     std::free(header);
 }
