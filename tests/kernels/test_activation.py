@@ -55,7 +55,7 @@ def test_sums_belong_to_the_quants(level: str, form: str) -> None:
         assert np.array_equal(block[256:288].view(np.int16), natural.reshape(16, 16).sum(axis=1))
         assert np.array_equal(block[292:308].view(np.int16), natural.reshape(8, 32).sum(axis=1))
         pairs = natural.reshape(16, 4, 2, 2).sum(axis=(1, 3))
-        assert np.array_equal(block[320:384].view(np.int16), pairs.reshape(-1))
+        assert np.array_equal(block[320:384].view(np.int16), -32 * pairs.reshape(-1))
 
 
 @pytest.mark.parametrize("form", FORMS)
