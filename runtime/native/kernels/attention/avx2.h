@@ -129,39 +129,57 @@ void score_f16(const Tile& tile, const Range& range, int64_t group, const Ahead*
     }
 }
 
+// Holds a sum in its register: GCC would make a tree of a chain of additions, and keep all products for it.
+void keep(__m256i& sum) { asm("" : "+x"(sum)); }
+
+// sums (kRows, kKeyGroup) += what 32 dimensions from `dim` on add to the dot products of a group.  Apart from
+// the loop over the dimensions: beside sums of floats GCC would keep these in memory.
+template <int kRows>
+[[gnu::noinline]] void add_block_q8(const Tile& tile, const uint8_t* keys, const uint8_t* scales, int64_t dim,
+                                    const Ahead& ahead, float (*sums)[kKeyGroup]) {
+    const int16_t* queries[kRows];
+    for (int r = 0; r < kRows; ++r) queries[r] = tile.qs[r] + dim;
+    keys += dim * kKeyGroup;
+    __m256i dots[kRows][2];
+    for (auto& row : dots) row[0] = row[1] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+    for (int i = 0; i < kQ32; i += 2) {
+        const auto* bytes = reinterpret_cast<const __m128i*>(keys + i * kKeyGroup);
+        const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
+        const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 1));
+#pragma GCC unroll 6
+        for (int r = 0; r < kRows; ++r) {
+            int32_t two;
+            __builtin_memcpy(&two, queries[r] + i, 4);
+            const __m256i query = _mm256_set1_epi32(two);
+            dots[r][0] = add_products(dots[r][0], low, query);
+            dots[r][1] = add_products(dots[r][1], high, query);
+            keep(dots[r][0]);
+            keep(dots[r][1]);
+        }
+        if (i % 4 == 0) ahead.ask((dim + i) * kKeyGroup);
+    }
+    const __m256 d[2] = {load_halves(scales + dim), load_halves(scales + dim + 16)};
+    for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < 2; ++v) {
+            float* sum = sums[r] + 8 * v;
+            _mm256_store_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), d[v], _mm256_load_ps(sum)));
+        }
+    }
+}
+
 template <int kRows>
 void score_q8(const Tile& tile, const Range& range, int64_t group, const Ahead& ahead, float* scores) {
     const uint8_t* keys = range.keys[group];
     const uint8_t* scales = keys + kKeyGroup * range.head_dim;
-    __m256 acc[kRows][2];
-    for (auto& row : acc) row[0] = row[1] = _mm256_setzero_ps();
-    for (int64_t block = 0; block < range.head_dim / kQ32; ++block) {
-        __m256i dots[kRows][2];
-        for (auto& row : dots) row[0] = row[1] = _mm256_setzero_si256();
-        for (int64_t pair = block * 16; pair < block * 16 + 16; ++pair) {
-            const auto* bytes = reinterpret_cast<const __m128i*>(keys + pair * 32);
-            const __m256i low = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
-            const __m256i high = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 1));
-            for (int r = 0; r < kRows; ++r) {
-                int32_t two;
-                __builtin_memcpy(&two, tile.qs[r] + 2 * pair, 4);
-                const __m256i query = _mm256_set1_epi32(two);
-                dots[r][0] = add_products(dots[r][0], low, query);
-                dots[r][1] = add_products(dots[r][1], high, query);
-            }
-            if (pair % 2 == 0) ahead.ask(pair * 32);
-        }
-        const __m256 d[2] = {load_halves(scales + block * 32), load_halves(scales + block * 32 + 16)};
-        for (int r = 0; r < kRows; ++r) {
-            for (int v = 0; v < 2; ++v) {
-                acc[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), d[v], acc[r][v]);
-            }
-        }
-    }
+    alignas(32) float sums[kRows][kKeyGroup] = {};
+    for (int64_t dim = 0; dim < range.head_dim; dim += kQ32)
+        add_block_q8<kRows>(tile, keys, scales, dim, ahead, sums);
     for (int r = 0; r < kRows; ++r) {
         float* out = scores + r * kAttentionRange + group * kKeyGroup;
         for (int v = 0; v < 2; ++v) {
-            _mm256_storeu_ps(out + 8 * v, _mm256_mul_ps(acc[r][v], _mm256_set1_ps(tile.factor[r])));
+            const __m256 sum = _mm256_load_ps(sums[r] + 8 * v);
+            _mm256_storeu_ps(out + 8 * v, _mm256_mul_ps(sum, _mm256_set1_ps(tile.factor[r])));
         }
     }
 }
