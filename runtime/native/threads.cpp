@@ -24,6 +24,11 @@ inline void cpu_relax() {
 constexpr std::chrono::microseconds kSpin{40};
 constexpr int kPausesPerClockRead = 32;
 
+// How long a worker keeps its core before it offers it, below the time slices of the system: a yield in which
+// nobody waits costs a microsecond, and being taken off in the middle of a chunk costs everybody a slice of
+// the neighbour.
+constexpr std::chrono::microseconds kTurn{700};
+
 constexpr int64_t kMaxChunks = int64_t{1} << 31;
 constexpr uint64_t kEndMask = 0xffffffff;
 
@@ -85,7 +90,7 @@ void ThreadPool::run(int64_t n, int64_t chunk, Call call, const void* body) {
     wake_.fetch_add(1, std::memory_order_seq_cst);
     wake_.notify_all();  // no system call when nobody sleeps
 
-    take_chunks(0);
+    take_chunks(0, Clock::time_point::max());
     wait_for_workers();
 }
 
@@ -98,14 +103,17 @@ void ThreadPool::share_out() noexcept {
     }
 }
 
-void ThreadPool::take_chunks(int thread) noexcept {
+// Whether nothing is left to take; false where the turn ended before that, with the rest for the others.
+bool ThreadPool::take_chunks(int thread, Clock::time_point turn_end) noexcept {
     int64_t chunk = 0;
     do {
         while (take_own(thread, chunk)) {
             const int64_t begin = chunk * chunk_;
             call_(body_, thread, begin, std::min(n_, begin + chunk_));
+            if (turn_end != Clock::time_point::max() && Clock::now() >= turn_end) return false;
         }
     } while (take_over(thread));
+    return true;
 }
 
 bool ThreadPool::take_own(int thread, int64_t& chunk) noexcept {
@@ -179,6 +187,7 @@ void ThreadPool::leave_region() noexcept {
 
 void ThreadPool::work(int thread) noexcept {
     uint32_t seen = 0;  // the last region this worker took part in; regions count from 1
+    Clock::time_point turn_end = Clock::now() + kTurn;
     for (;;) {
         const int used = used_.load(std::memory_order_seq_cst);
         if (thread >= used && !stop_.load(std::memory_order_seq_cst)) {
@@ -192,10 +201,15 @@ void ThreadPool::work(int thread) noexcept {
         if (stop_.load(std::memory_order_seq_cst)) return;  // the pool ends only between regions
         if (!entered) {
             wake_.wait(before, std::memory_order_seq_cst);
+            turn_end = Clock::now() + kTurn;
             continue;
         }
-        take_chunks(thread);
+        const bool all_taken = take_chunks(thread, turn_end);
         leave_region();
+        if (all_taken) continue;
+        std::this_thread::yield();  // returns at once where nobody else wants the core
+        turn_end = Clock::now() + kTurn;
+        --seen;  // the same region, if it is still open
     }
 }
 

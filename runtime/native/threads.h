@@ -4,11 +4,13 @@
 // thread has a share, consecutive chunks of indices, so that weights are read in long runs; who has finished
 // takes half of what another has left.  A worker that is not scheduled in time simply misses the region and
 // the others take its share, so a busy neighbour on one core costs its share and never a stall at each
-// barrier.  Between regions workers spin for a moment and then sleep in the kernel: idle costs
-// nothing.
+// barrier.  A worker that would be taken off its core in the middle of a chunk would be waited for: before
+// that comes, it leaves the region between two chunks and offers its core itself.  Between regions workers
+// spin for a moment and then sleep in the kernel: idle costs nothing.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -62,7 +64,8 @@ class ThreadPool {
 
     void run(int64_t n, int64_t chunk, Call call, const void* body);
     void share_out() noexcept;
-    void take_chunks(int thread) noexcept;
+    using Clock = std::chrono::steady_clock;
+    bool take_chunks(int thread, Clock::time_point turn_end) noexcept;
     bool take_own(int thread, int64_t& chunk) noexcept;
     bool take_over(int thread) noexcept;
     void work(int thread) noexcept;

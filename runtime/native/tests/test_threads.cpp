@@ -14,6 +14,17 @@ using quantd::ThreadPool;
 
 namespace {
 
+// Workers leave a long region between chunks and come back to it: still every index once.
+void longer_than_a_turn(ThreadPool& pool) {
+    std::vector<int32_t> touched(200, 0);
+    pool.parallel_for(200, 1, [&](int, int64_t begin, int64_t end) noexcept {
+        const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+        while (std::chrono::steady_clock::now() < until) continue;
+        for (int64_t i = begin; i < end; ++i) ++touched[static_cast<size_t>(i)];
+    });
+    for (const int32_t times : touched) CHECK(times == 1);
+}
+
 // Plain integers and no atomics: the pool itself must order the writes of one region before the next.
 void every_index_once(ThreadPool& pool, int64_t n, int64_t chunk) {
     std::vector<int32_t> touched(static_cast<size_t>(n), 0);
@@ -75,6 +86,7 @@ int main() {
         for (const int64_t n : {0, 1, 2, 7, 1000}) {
             for (const int64_t chunk : {1, 3, 1000, 5000}) every_index_once(pool, n, chunk);
         }
+        longer_than_a_turn(pool);
         regions_follow_each_other(pool, 2000);
         sleeping_workers_wake(pool);
         some_of_the_threads(pool);
