@@ -366,23 +366,23 @@ QUANTD_INLINE void write_super_blocks(const Sub<N>& sub, const Choice& choice, u
 template <typename As>
 void encode_asymmetric(const float* x, const float* importance, uint8_t* out, int64_t n_blocks) {
     constexpr int N = As::kElements;
-    each_tile<N>(x, importance, n_blocks * As::kPerBlock,
-                 [&](const float* tile, const float* tile_importance, int in_tile,
-                     int64_t first) QUANTD_LAMBDA_INLINE {
-                     Sub<N> sub;
-                     Choice choice;
-                     if (tile_importance == nullptr) {
-                         WholeSub<N> whole;
-                         prepare_whole<N, As::kPlain, As::kUnits, false>(sub, whole, tile);
-                         choice = choose<As>(sub, WholePasses<As::kMaxQ, N>{whole}, As::kQuick);
-                     } else {
-                         prepare<N, As::kPlain>(sub, tile, tile_importance);
-                         FloatPasses<As::kMaxQ, N> passes{sub, {}};
-                         shift(sub, smaller(sub.low, all(0.0f)), passes.shifted);
-                         choice = choose<As>(sub, passes, As::kThorough);
-                     }
-                     const int64_t block = first / As::kPerBlock;
-                     write_super_blocks<As>(sub, choice, out + block * int64_t{sizeof(typename As::Block)},
-                                            in_tile / As::kPerBlock);
-                 });
+    each_tile<N>(
+        x, importance, n_blocks * As::kPerBlock,
+        [&](const float* tile, const float* tile_importance, int in_tile, int64_t first)
+            QUANTD_LAMBDA_INLINE {
+                Sub<N> sub;
+                Choice choice;
+                WholeSub<N> whole;
+                const WholePasses<As::kMaxQ, N> passes{whole};
+                if (tile_importance == nullptr) {
+                    prepare_whole<N, As::kPlain, As::kUnits, false, false>(sub, whole, tile, nullptr);
+                    choice = choose<As>(sub, passes, As::kQuick);
+                } else {
+                    prepare_whole<N, As::kPlain, As::kUnits, false, true>(sub, whole, tile, tile_importance);
+                    choice = choose<As>(sub, passes, As::kThorough);
+                }
+                const int64_t block = first / As::kPerBlock;
+                write_super_blocks<As>(sub, choice, out + block * int64_t{sizeof(typename As::Block)},
+                                       in_tile / As::kPerBlock);
+            });
 }

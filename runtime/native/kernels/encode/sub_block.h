@@ -39,17 +39,23 @@ QUANTD_INLINE Lanes plain_weight(const Lanes& rms, const Lanes& x) {
     return absolute(x);
 }
 
-// `importance` (16 * N), mean square of the input that each weight meets, or nullptr.  With it the error of a
-// weight counts importance * sqrt(2 mean(x^2) + x^2), as in llama.cpp.
+// Weights where `importance` (16 * N) is known, the mean square of the input that each weight meets: the
+// error of one counts importance * sqrt(2 mean(x^2) + x^2), as in llama.cpp.
+template <int N>
+QUANTD_INLINE void weigh(Sub<N>& sub, const Lanes& mean_square, const float* importance) {
+    transpose<N>(importance, sub.weight);
+    const Lanes twice = mean_square + mean_square;
+    for (int i = 0; i < N; ++i) {
+        sub.weight[i] = sub.weight[i] * square_root(twice + sub.x[i] * sub.x[i]);
+    }
+}
+
+// `importance` as for `weigh`, or nullptr.
 template <int N, Plain kPlain>
 QUANTD_PASS void prepare(Sub<N>& sub, const float* x, const float* importance) {
     const Lanes mean_square = look_at(sub, x);
     if (importance != nullptr) {
-        transpose<N>(importance, sub.weight);
-        const Lanes twice = mean_square + mean_square;
-        for (int i = 0; i < N; ++i) {
-            sub.weight[i] = sub.weight[i] * square_root(twice + sub.x[i] * sub.x[i]);
-        }
+        weigh(sub, mean_square, importance);
     } else {
         const Lanes rms = square_root(mean_square);
         for (int i = 0; i < N; ++i) sub.weight[i] = plain_weight<kPlain>(rms, sub.x[i]);

@@ -406,11 +406,13 @@ template <typename As, int N>
 QUANTD_INLINE SignedChoice prepare_and_choose(Sub<N>& sub, const float* x, const float* importance) {
     using Values = typename As::Values;
     if constexpr (Values::kWhole) {
+        WholeSub<N> whole;
         if (importance == nullptr) {
-            WholeSub<N> whole;
-            prepare_whole<N, As::kPlain, As::kUnits, true>(sub, whole, x);
+            prepare_whole<N, As::kPlain, As::kUnits, true, false>(sub, whole, x, importance);
             return choose_signed<As>(sub, WholeSteps<Values, N>{whole}, As::kQuick);
         }
+        prepare_whole<N, As::kPlain, As::kUnits, true, true>(sub, whole, x, importance);
+        return choose_signed<As>(sub, WholeSteps<Values, N>{whole}, As::kThorough);
     }
     prepare<N, As::kPlain>(sub, x, importance);
     const StepEffort& effort = importance == nullptr ? As::kQuick : As::kThorough;

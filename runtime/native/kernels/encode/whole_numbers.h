@@ -1,7 +1,7 @@
 // The sums that searches need, in 16-bit whole numbers: twice as many elements an instruction as floats, and
-// exact, so that every level gives the same bits in whatever order it adds.  Used where no importance is
-// known: weights of a sub-block then span a range that 15 bits hold.  Included by level.h only, into its
-// unnamed namespace.
+// exact, so that every level gives the same bits in whatever order it adds.  Weights of a sub-block are taken
+// relative to its largest: what importance makes smaller than 2^-15 of that is not heeded.  Included by
+// level.h only, into its unnamed namespace.
 //
 // Elements 2 i and 2 i + 1 of a sub-block lie side by side in the 32 bits of its lane.  x serves only to find
 // each q, so it has few bits (about the square root of 2^15 largest q: rounding it and rounding the factor
@@ -101,17 +101,25 @@ QUANTD_INLINE Lanes or_one(const Lanes& value, float least) {
     return select(all(least) < value, value, all(1.0f));
 }
 
-// Sub-blocks (16 * N floats) without known importance.  Of sub only x, low, high and the sums are set, the
-// latter to those of the whole numbers.  x - base spans at most 2^15 whole numbers: kUnits of them are the
-// range from low (at most 0) to high, or the largest magnitude where kCentred, with base 0.
-template <int N, Plain kPlain, int kUnits, bool kCentred>
-QUANTD_PASS void prepare_whole(Sub<N>& sub, WholeSub<N>& whole, const float* x) {
-    const Lanes rms = square_root(look_at(sub, x));
+// Sub-blocks (16 * N floats), importance as for `prepare`.  Of sub x, low, high and the sums are set, the
+// latter to those of the whole numbers; its weights where importance is known.  x - base spans at most 2^15
+// whole numbers: kUnits of them are the range from low (at most 0) to high, or the largest magnitude where
+// kCentred, with base 0.
+template <int N, Plain kPlain, int kUnits, bool kCentred, bool kKnown>
+QUANTD_PASS void prepare_whole(Sub<N>& sub, WholeSub<N>& whole, const float* x, const float* importance) {
+    const Lanes mean_square = look_at(sub, x), rms = square_root(mean_square);
     const Lanes magnitude = larger(sub.high, all(0.0f) - sub.low);
+    Lanes largest = all(0.0f);
+    if constexpr (kKnown) {
+        weigh(sub, mean_square, importance);
+        for (int i = 0; i < N; ++i) largest = larger(largest, sub.weight[i]);
+    } else {
+        largest = plain_weight<kPlain>(rms, magnitude);
+    }
     whole.base = kCentred ? all(0.0f) : smaller(sub.low, all(0.0f));
     whole.to_x = all(kUnits) / or_one(kCentred ? magnitude : sub.high - whole.base, kTiny);
     whole.factor = all(32768.0f) / whole.to_x;
-    const Lanes to_w = all(32767.0f) / or_one(plain_weight<kPlain>(rms, magnitude), 1e-20f);
+    const Lanes to_w = all(32767.0f) / or_one(largest, 1e-20f);
     const Lanes divisor = or_one(magnitude, 0.25f * kTiny), to_v = all(1.0f) / divisor;
     const PartPairs one = PartPairs{} + int16_t{1};
     PairSums sum_w{}, sum_wx{};
@@ -119,7 +127,7 @@ QUANTD_PASS void prepare_whole(Sub<N>& sub, WholeSub<N>& whole, const float* x) 
         Lanes u[2], w[2], wx[2];
         for (int half = 0; half < 2; ++half) {
             const Lanes& value = sub.x[2 * i + half];
-            w[half] = plain_weight<kPlain>(rms, value) * to_w;
+            w[half] = (kKnown ? sub.weight[2 * i + half] : plain_weight<kPlain>(rms, value)) * to_w;
             wx[half] = w[half] * (value * to_v);
             u[half] = (kCentred ? value : value - whole.base) * whole.to_x;
         }
