@@ -13,9 +13,9 @@ computed ones, and wants the second to catch up with the first:
    idle pages are lent, guarantees hold.  That happens to a request once at most, counts as being passed,
    and it finds most of its pages again.
 
-A prompt's pages that somebody computed before are not computed again: they are found by their keys (runtime/prefix.py) at
-admission and, for prompts that come in at the same time, page by page while the first of them computes.  The last prompt
-token is always computed, because its logits are wanted.
+A prompt's pages that somebody computed before are not computed again (runtime/page_sharing.py): they are found at admission
+and, for prompts that come in at the same time, page by page while the first of them computes.  The last prompt token is
+always computed, because its logits are wanted.
 
 Only a sequence whose last known token is in the step needs logits, and only for that row and the guesses behind it
 (runtime/speculation.py), which steps without prompts may carry.  Guessed tokens stand behind the known ones; those that
@@ -34,6 +34,7 @@ from runtime._native import LEFT_PAGE_FULL, LEFT_UNTAKEN, advance_all, count_rea
 from runtime.continuation import confirm_draft, extend
 from runtime.drafts import Drafts
 from runtime.pacing import StepCosts
+from runtime.page_sharing import PageSharing
 from runtime.pages import PagePool
 from runtime.prefix import PrefixKeys
 from runtime.prompt_scores import prompt_event
@@ -97,7 +98,7 @@ class Scheduler:
         self.max_step_rows = max_step_rows
         self.max_bypass = max_bypass
         self.counts = Counts()
-        self._prefix = prefix
+        self._sharing = PageSharing(pool, prefix, page_tokens)
         self._drafts = None if costs is None else Drafts(costs)
         self._num_steps = 0
         self._num_arrived = 0
@@ -159,10 +160,7 @@ class Scheduler:
         )
         sequence.scorers = scorers
         sequence.may_guess = self._drafts is not None and self._drafts.suit(request)
-        if self._prefix is not None:
-            sequence.publishes = True
-            sequence.keys.append(self._prefix.root(request.cache_scope))
-            self._prefix.extend(sequence.keys, sequence.tokens)
+        self._sharing.begin(sequence)
         return sequence
 
     def add(self, sequence: Sequence) -> None:
@@ -256,9 +254,8 @@ class Scheduler:
                 num_taken += self._confirm_draft(sequence, result, index)
             taken.append((sequence, index, num_taken))
         scored = batch.scored
-        if self._prefix is not None:
-            for sequence in batch.sequences:
-                self._publish(sequence, self._prefix)
+        for sequence in batch.sequences:
+            self._publish(sequence)
         batch.clear()
         events: list[Event] = []
         for one in scored:
@@ -288,8 +285,8 @@ class Scheduler:
         num_told = num_generated = 0
         for index, bits in left:
             sequence = sequences[index]
-            if bits & LEFT_PAGE_FULL and self._prefix is not None:
-                self._publish(sequence, self._prefix)
+            if bits & LEFT_PAGE_FULL:
+                self._publish(sequence)
             if bits & LEFT_UNTAKEN:
                 events += told[num_told:index]
                 num_generated += index - num_told
@@ -318,6 +315,9 @@ class Scheduler:
         self.counts.accepted_tokens += num_accepted
         return num_accepted
 
+    def _publish(self, sequence: Sequence) -> None:
+        self._may_admit |= self._sharing.publish(sequence)
+
     # Inside.
 
     def _admit(self, now_s: float) -> None:
@@ -325,7 +325,7 @@ class Scheduler:
         while self._may_admit and self._waiting and self.pool.has_session:
             passed: list[Sequence] = []
             for sequence in self._waiting.values():
-                shared = self.pool.match(self._shareable(sequence))
+                shared = self._sharing.match(sequence)
                 if self.pool.fits(sequence.need_pages, shared) or self._reclaim(sequence.need_pages, shared):
                     break
                 if sequence.num_bypassed >= self.max_bypass:
@@ -339,36 +339,10 @@ class Scheduler:
                 other.num_bypassed += 1
             del self._waiting[sequence.request.id]
             sequence.admit(self.pool.reserve(sequence.need_pages, shared), now_s)
-            sequence.num_published = len(shared)
-            self._skip(sequence, len(shared))
+            self.counts.cache_hit_tokens += self._sharing.admitted(sequence, len(shared))
             if not sequence.num_preempted:
                 self.counts.cache_queried_tokens += sequence.prompt_tokens
             self._running.append(sequence)
-
-    def _shareable(self, sequence: Sequence) -> list[bytes]:
-        """Keys of the pages that it need not compute where somebody has: all full ones before its last known token."""
-        if sequence.is_scoring:
-            return []
-        return sequence.keys[1 : 1 + (sequence.num_known - 1) // self.page_tokens]
-
-    def _adopt(self, sequence: Sequence) -> None:
-        """Take over the next pages of a prompt that others have computed since it was admitted."""
-        assert sequence.lease is not None
-        page, offset = divmod(sequence.num_computed, self.page_tokens)
-        if offset:
-            return
-        num_adopted = 0
-        for key in self._shareable(sequence)[page:]:
-            if not self.pool.adopt(sequence.lease, key):
-                break
-            num_adopted += 1
-        sequence.num_published += num_adopted
-        self._skip(sequence, num_adopted)
-
-    def _skip(self, sequence: Sequence, num_pages: int) -> None:
-        before = sequence.cached_tokens
-        sequence.skip(num_pages * self.page_tokens)
-        self.counts.cache_hit_tokens += sequence.cached_tokens - before
 
     def _reclaim(self, need_pages: int, shared: list[int]) -> bool:
         """Make room for a request within its share, where borrowers have what it takes."""
@@ -395,18 +369,6 @@ class Scheduler:
             self._waiting = {sequence.request.id: sequence for sequence in arrived}
         return True
 
-    def _publish(self, sequence: Sequence, prefix: PrefixKeys) -> None:
-        """Offer the pages that the last step completed, also those of an answer: the next question brings it along."""
-        num_full = sequence.num_computed // self.page_tokens
-        if num_full == sequence.num_published:
-            return
-        assert sequence.lease is not None
-        prefix.extend(sequence.keys, sequence.tokens[: num_full * self.page_tokens])
-        for index in range(sequence.num_published, num_full):
-            self.pool.publish(sequence.lease, index, sequence.keys[1 + index])
-        sequence.num_published = num_full
-        self._may_admit = True
-
     def _plan_drafts(self, row_budget: int) -> StepPlan | None:
         """A step of all running sequences, each of which wants one token, with guesses; None where none pays."""
         drafts, running = self._drafts, self._running
@@ -422,7 +384,7 @@ class Scheduler:
         behind: list[Sequence] = []
         for sequence in running:
             if sequence.num_known - sequence.num_computed > 1:
-                self._adopt(sequence)
+                self.counts.cache_hit_tokens += self._sharing.adopt(sequence)
                 (ready if sequence.num_wanted == 1 else behind).append(sequence)
             else:
                 ready.append(sequence)
