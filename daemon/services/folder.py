@@ -67,13 +67,7 @@ class ModelFolder:
 
     def find(self, name: str) -> ModelEntry | None:
         """The model of that name, or None.  Absent, forbidden and malformed names look the same."""
-        if (
-            not name
-            or "/" in name
-            or "\0" in name
-            or name.startswith(".")
-            or len(name.encode()) > MAX_NAME_BYTES
-        ):
+        if not _can_be_a_name(name):
             return None
         if not _SPLIT.fullmatch(name):
             for folder in dict.fromkeys((self.path, self.output)):
@@ -96,13 +90,7 @@ class ModelFolder:
 
     def find_plain(self, name: str) -> Path | None:
         """The file of exactly that name in the folder itself, or None; no link, nothing hidden."""
-        if (
-            not name
-            or "/" in name
-            or "\0" in name
-            or name.startswith(".")
-            or len(name.encode()) > MAX_NAME_BYTES
-        ):
+        if not _can_be_a_name(name):
             return None
         for folder in dict.fromkeys((self.path, self.output)):
             if folder is not None and _is_plain(folder / name):
@@ -178,6 +166,17 @@ def _scan(folder: Path) -> list[ModelEntry]:
         # A folder that is gone or closed to us holds no models; a client need not know which.
         return []
     return [entry for entry in entries if entry is not None]
+
+
+def _can_be_a_name(name: str) -> bool:
+    """Of a file in the folder itself, and not a hidden one."""
+    return (
+        name != ""
+        and "/" not in name
+        and "\0" not in name
+        and not name.startswith(".")
+        and len(name.encode()) <= MAX_NAME_BYTES
+    )
 
 
 def _plain_file(path: Path) -> ModelEntry | None:

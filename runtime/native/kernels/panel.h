@@ -25,10 +25,11 @@
 //                                   panels
 //     kPanelRows                    weight rows of one panel, a multiple of 16; its bytes stay in L1
 //     Panel                         eight unpacked weight rows of one block
-//     Tile                          up to kTileRows activation rows of one block, packed
+//     Tile                          up to kTileRows activation rows of one block: where they lie, or widened
 //     n_blocks(n_in)
 //     unpack(rows, at, n_in, Panel*)      block `at` of eight rows
-//     pack(args, first, n, at, Tile*)     block `at` of activation rows [first, first + n)
+//     pack(args, first, n, at, Tile&)     block `at` of activation rows [first, first + n); copies them only
+//                                         where they are widened
 //     multiply<n>(Panel* two, Tile, Ahead, float* acc)   acc[n][kPanelRows] += two panels x n rows
 //     few<n>(rows, args, next_rows_bytes, __m256* acc)   whole rows: acc[n]; what follows them lies so far on
 #pragma once
